@@ -1,0 +1,3 @@
+module livepatch
+
+go 1.26
