@@ -1,6 +1,8 @@
 package livepatch
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"regexp"
 	"strings"
 )
@@ -104,3 +106,30 @@ func (t KernelTarget) Validate() error {
 
 // ValidBuildID tells whether id is a GNU build id in lower-case hex.
 func ValidBuildID(id string) bool { return buildIDRE.MatchString(id) }
+
+// noteBuildID is NT_GNU_BUILD_ID, a note of the owner "GNU".
+const noteBuildID = 3
+
+// BuildIDFromNotes finds the GNU build id among ELF notes in the given byte order,
+// as /sys/kernel/notes and a PT_NOTE segment hold them: name and descriptor are
+// padded to four bytes each (System V gABI, "Note Section"). ok is false when
+// there is none, or a note before it is malformed.
+func BuildIDFromNotes(notes []byte, order binary.ByteOrder) (id string, ok bool) {
+	for len(notes) >= 12 {
+		nameSize := uint64(order.Uint32(notes))
+		descSize := uint64(order.Uint32(notes[4:]))
+		kind := order.Uint32(notes[8:])
+		notes = notes[12:]
+		descAt := (nameSize + 3) &^ 3
+		if descAt+descSize > uint64(len(notes)) {
+			return "", false
+		}
+		if kind == noteBuildID && string(notes[:nameSize]) == "GNU\x00" {
+			id = hex.EncodeToString(notes[descAt : descAt+descSize])
+			return id, ValidBuildID(id)
+		}
+		// The padding of the last descriptor may be missing.
+		notes = notes[min(descAt+(descSize+3)&^3, uint64(len(notes))):]
+	}
+	return "", false
+}

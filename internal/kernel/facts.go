@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -74,7 +75,7 @@ func (s *System) Inspect() (Facts, error) {
 		f.Kernel.Signature = fields[1]
 	}
 	if notes, err := s.read("sys/kernel/notes"); err == nil {
-		f.Kernel.BuildID, _ = ParseBuildID(notes)
+		f.Kernel.BuildID, _ = livepatch.BuildIDFromNotes(notes, binary.NativeEndian)
 	}
 	f.CPUModel = parseCPUModel(s.line("proc/cpuinfo"))
 	f.Uptime = parseUptime(s.line("proc/uptime"))
