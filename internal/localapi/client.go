@@ -124,21 +124,24 @@ func request(ctx context.Context, route string, body any) (*http.Request, error)
 	return req, nil
 }
 
-// unreachable explains why no answer came.
+// unreachable explains why no answer came. The cause is kept for logs; the
+// sentence does without Go's words for it.
 func (c *Client) unreachable(ctx context.Context, err error) error {
+	e := &livepatch.Error{Code: livepatch.CodeUnavailable, Err: err}
+	var op *net.OpError
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return livepatch.Errorf(livepatch.CodeUnavailable, "livepatchd did not answer in time; look at 'journalctl -u livepatchd': %w", ctx.Err())
+		e.Message = "livepatchd did not answer in time; look at 'journalctl -u livepatchd'"
 	case ctx.Err() != nil:
-		return livepatch.Errorf(livepatch.CodeUnavailable, "interrupted before livepatchd answered: %w", ctx.Err())
+		e.Message = "interrupted before livepatchd answered; it goes on with what it was told"
 	case errors.Is(err, fs.ErrPermission):
-		return livepatch.Errorf(livepatch.CodeNotPrivileged, "this user may not connect to %s: %w", c.socket, err)
+		e.Code, e.Message = livepatch.CodeNotPrivileged, "this user may not connect to "+c.socket
+	case errors.As(err, &op) && op.Op == "dial":
+		e.Message = "livepatchd is not running (nothing answers at " + c.socket + "); start it with 'systemctl start livepatchd'"
+	default:
+		e.Message = "livepatchd went away before it answered; look at 'journalctl -u livepatchd'"
 	}
-	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "dial" {
-		return livepatch.Errorf(livepatch.CodeUnavailable, "livepatchd is not running (nothing answers at %s); start it with 'systemctl start livepatchd': %w", c.socket, err)
-	}
-	return livepatch.Errorf(livepatch.CodeUnavailable, "livepatchd went away before it answered; look at 'journalctl -u livepatchd': %w", err)
+	return e
 }
 
 // failure makes an error of an answer that is none of the 2xx.

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"livepatch/internal/cli"
+	"livepatch/internal/localapi"
+)
+
+func (p *program) refresh() *cobra.Command {
+	return &cobra.Command{
+		Use:   "refresh",
+		Short: "Check with the server now and apply what it has",
+		Long: `Check with the server now instead of at the next interval, and apply what it has
+for this kernel. Ends when the kernel runs the patched functions or when it is
+known why not.`,
+		Example: p.examples(`
+# Do not wait for the next check
+sudo %[1]s refresh`),
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return p.runRefresh(c) },
+	}
+}
+
+func (p *program) runRefresh(c *cobra.Command) error {
+	if err := p.s.Printf("checking for patches"); err != nil {
+		return err
+	}
+	progress := p.s.Progress("waiting for livepatchd")
+	got, err := p.daemon.Refresh(c.Context())
+	progress.Stop()
+	if err != nil {
+		return p.failed("refresh", "refresh", err)
+	}
+	if got.Message != "" {
+		err = p.s.Printf("%s", got.Message)
+	}
+	for line := range strings.Lines(localapi.Humane(got.Status, p.now(), cli.Age, false)) {
+		key, _, _ := strings.Cut(line, ":")
+		switch key {
+		case "kernel", "patch state", "patch version":
+			err = errors.Join(err, p.s.Printf("%s", strings.TrimSuffix(line, "\n")))
+		}
+	}
+	return err
+}
