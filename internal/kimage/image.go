@@ -70,8 +70,9 @@ func BuildID(r io.ReaderAt, size int64) (string, error) {
 
 // bannerRE matches linux_banner (init/version.c): "Linux version RELEASE (by@host)
 // (compiler) #1 SMP ... date". Its length is bounded by what the compile command
-// may be.
-var bannerRE = regexp.MustCompile(`Linux version ([0-9][A-Za-z0-9.+~_-]{0,63}) \([ -~]{1,512}?\) (#[ -~]{1,256})\n`)
+// may be. The first banner in a kernel of Linux 6.2 and later, and of distributions
+// that took the change, is a placeholder without the build's number.
+var bannerRE = regexp.MustCompile(`Linux version ([0-9][A-Za-z0-9.+~_-]{0,63}) \([ -~]{1,512}?\) (#[0-9][ -~]{0,255})\n`)
 
 // banner finds release and version in a kernel.
 func banner(vmlinux []byte) (release, version string) {
