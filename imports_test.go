@@ -22,6 +22,7 @@ var mayImport = map[string]string{
 	"internal/agent":             ". internal/api internal/elfobj internal/kernel internal/localapi internal/stream",
 	"internal/api":               ".",
 	"internal/blob":              ".",
+	"internal/blob/blobtest":     ". internal/blob",
 	"internal/builder":           ". internal/elfdiff internal/elfobj internal/kimage internal/klp",
 	"internal/cli":               ".",
 	"internal/elfdiff":           ". internal/elfobj",
