@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Record is one message of the kernel log.
@@ -52,7 +53,7 @@ func parseRecord(line string) (Record, bool) {
 }
 
 // unescape undoes \xNN, which the kernel writes for bytes that do not print and
-// for the backslash itself. Control bytes come out as spaces: the text is shown
+// for the backslash itself. Control characters come out as spaces: the text is shown
 // to people.
 func unescape(s string) string {
 	var b strings.Builder
@@ -63,12 +64,14 @@ func unescape(s string) string {
 				c, i = byte(n), i+3
 			}
 		}
-		if c < ' ' && c != '\t' || c == 0x7f {
-			c = ' '
-		}
 		b.WriteByte(c)
 	}
-	return strings.ToValidUTF8(b.String(), "?")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\t' {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(b.String(), "?"))
 }
 
 // kmsg is the device that gives records with their sequence numbers.
