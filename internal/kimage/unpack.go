@@ -114,8 +114,8 @@ func (p payload) unpack(packed []byte) ([]byte, string, error) {
 	if name == "" {
 		return nil, "", livepatch.Errorf(livepatch.CodeInvalid, "the file is no kernel image that can be read (bzImage, EFI zboot, vmlinux, or a compressed vmlinux)")
 	}
-	limit := int64(MaxVMLinux)
-	if p.sized && name != "gzip" {
+	limit, exact := int64(MaxVMLinux), p.sized && name != "gzip"
+	if exact {
 		end := len(packed) - 4
 		limit = int64(binary.LittleEndian.Uint32(packed[end:]))
 		packed = packed[:end]
@@ -124,6 +124,9 @@ func (p payload) unpack(packed []byte) ([]byte, string, error) {
 		return nil, "", livepatch.Errorf(livepatch.CodeInvalid, "the image claims to unpack to %d bytes, more than %d", limit, MaxVMLinux)
 	}
 	vmlinux, err := decompress(name, packed, limit)
+	if err == nil && exact && int64(len(vmlinux)) < limit {
+		err = fmt.Errorf("%d bytes instead of %d", len(vmlinux), limit)
+	}
 	if err != nil {
 		return nil, "", livepatch.Errorf(livepatch.CodeInvalid, "the kernel image is damaged: its %s payload does not unpack: %w", name, err)
 	}
