@@ -107,6 +107,12 @@ type Doctor struct {
 	Checks []Check `json:"checks"`
 }
 
+// RefreshRequest is the body of POST /v1/refresh; root only. It may be missing.
+type RefreshRequest struct {
+	// RetrySuspect clears what the boot guard holds back.
+	RetrySuspect bool `json:"retry_suspect,omitempty"`
+}
+
 // RefreshResponse is the answer of POST /v1/refresh.
 type RefreshResponse struct {
 	// Message says what the check found and did.

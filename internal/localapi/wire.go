@@ -11,7 +11,7 @@ const (
 	RouteSet     = "PATCH /v1/config" // body SetConfig, answer Config
 	RouteEnable  = "PUT /v1/enable"   // body EnableRequest, answer EnableResponse
 	RouteDisable = "PUT /v1/disable"  // DisableResponse; 200 when not enabled
-	RouteRefresh = "POST /v1/refresh" // RefreshResponse
+	RouteRefresh = "POST /v1/refresh" // body RefreshRequest or none, answer RefreshResponse
 	RouteUnload  = "POST /v1/unload"  // UnloadResponse
 )
 

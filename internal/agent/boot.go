@@ -1,0 +1,170 @@
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+	"time"
+
+	"livepatch"
+	"livepatch/internal/kernel"
+)
+
+// Start does what needs no network: hold the journal against what happened since,
+// and load what ran before the reboot. It returns an error only when the agent
+// cannot work at all; everything else is a problem in the status.
+func (a *Agent) Start(ctx context.Context) error {
+	if err := a.lock(ctx); err != nil {
+		return err
+	}
+	defer a.unlock()
+	if err := a.inspect(); err != nil {
+		return err
+	}
+	a.note(areaMachine, kernel.Refusal(a.facts))
+	resume := a.judge(ctx)
+	if a.enabled() {
+		a.openCache()
+	}
+	if resume {
+		// The outcome is noted and reported.
+		_ = a.finish(ctx, nil)
+	} else if a.enabled() {
+		a.atBoot(ctx)
+	}
+	return ctx.Err()
+}
+
+// judge runs the boot guard and settles what it finds. It returns true when a
+// transition of this boot is to be watched on.
+func (a *Agent) judge(ctx context.Context) (resume bool) {
+	j := a.journal
+	if j == nil {
+		return false
+	}
+	in := guardInput{journal: j, bootID: a.facts.BootID, taint: a.facts.Taint, present: a.present(j.Module)}
+	marker, err := a.dir.read(orderlyFile, 256)
+	if err == nil {
+		in.orderly = strings.TrimSpace(string(marker))
+	}
+	var crashes []kernel.CrashRecord
+	if j.BootID != a.facts.BootID {
+		crashes = a.o.Kernel.CrashRecords(j.Started)
+		in.crashed = len(crashes) > 0
+	}
+	v, why := guard(in)
+	a.o.Log.Info("boot guard", "verdict", string(v), "version", j.Version, "phase", string(j.Phase), "same_boot", j.BootID == a.facts.BootID)
+	switch {
+	case v == verdictSuspect:
+		a.accuse(ctx, why, crashes)
+	case v == verdictResume && j.Phase == phaseLoading, v == verdictResume && j.Phase == phaseTransition:
+		return true
+	case v == verdictClear && j.BootID == a.facts.BootID && j.Phase.unproven():
+		// Somebody unloaded it while we were away.
+		if err := a.saveJournal(nil); err != nil {
+			a.note(areaDisk, err)
+		}
+	}
+	return false
+}
+
+// present tells whether the kernel has the livepatch in force or in transition.
+func (a *Agent) present(module string) bool {
+	p, err := a.o.Kernel.Patch(module)
+	return err == nil && p.Enabled
+}
+
+// accuse makes the journalled patch a suspect. Suspicion and report are on disk
+// before the journal is taken back, and the report's id follows from the attempt:
+// a crash in between repeats both and doubles neither.
+func (a *Agent) accuse(ctx context.Context, why string, crashes []kernel.CrashRecord) {
+	j := a.journal
+	a.memory.suspect(suspect{Kernel: j.Kernel, Version: j.Version, Module: j.Module, Reason: why, At: time.Now().UTC()})
+	r := livepatch.Report{
+		ID: attemptID(j), Kind: livepatch.ReportRebooted, Version: j.Version, Module: j.Module, Grant: j.Grant,
+		Code: livepatch.CodeSuspect, Detail: why, BootID: j.BootID,
+	}
+	switch {
+	case j.BootID == a.facts.BootID:
+		r.Kind = livepatch.ReportOopsed
+		if e, err := a.o.Kernel.EvidenceSince(j.Baseline); err == nil {
+			r.Evidence, r.Signature = clip(e.Text), e.Signature
+		}
+	case len(crashes) > 0:
+		r.Evidence, r.Signature = clip(crashes[0].Text), crashes[0].Signature
+	case a.o.PreviousLog != nil:
+		r.Evidence = clip(a.o.PreviousLog(ctx))
+	}
+	a.report(r)
+	a.note(areaGuard, livepatch.Errorf(livepatch.CodeSuspect, "livepatch %s is held back: %s. A newer version will be loaded; to try this one again, run 'livepatch refresh --retry-suspect'", j.Version, why))
+	if err := a.saveMemory(); err != nil {
+		return // the journal stays and accuses again at the next start
+	}
+	a.o.Crash("guard:accused")
+	if err := a.saveJournal(nil); err != nil {
+		a.note(areaDisk, err)
+	}
+}
+
+// attemptID names the attempt of a journal, the same each time it is asked.
+func attemptID(j *journal) string {
+	sum := sha256.Sum256([]byte("suspect\n" + j.BootID + "\n" + j.Module + "\n" + j.Started.String()))
+	return hex.EncodeToString(sum[:16])
+}
+
+// openCache reads the signed metadata of the last check.
+func (a *Agent) openCache() {
+	err := a.openStream()
+	if err == nil {
+		a.catalogue, err = a.reader.Cached(a.facts.Kernel.Target())
+	}
+	switch livepatch.CodeOf(err) {
+	case livepatch.CodeNotFound, livepatch.CodeUnsupported:
+		err = nil // nothing is kept for this kernel: it is a new one
+	}
+	a.note(areaStream, err)
+}
+
+// atBoot loads what ran before the reboot, without asking anybody: the operator's
+// signature on catalogue and module is verified again, the server is not needed.
+func (a *Agent) atBoot(ctx context.Context) {
+	b := a.memory.Boot
+	if b == nil || a.catalogue == nil || b.Kernel != a.facts.Kernel.Target() || a.memory.Held {
+		return
+	}
+	in, err := a.situation(nil)
+	if err != nil {
+		a.note(areaMachine, err)
+		return
+	}
+	p := a.catalogue.Find(b.Version)
+	if len(in.loaded) > 0 || p == nil {
+		return // the daemon was restarted, not the machine
+	}
+	if err := admissible(p, a.facts.Kernel, &a.memory); err != nil {
+		a.note(areaGuard, err)
+		return
+	}
+	// The outcome is noted and reported.
+	_ = a.apply(ctx, attempt{patch: p})
+}
+
+// stopped writes down that this boot ends in an orderly way, if it does: without
+// the marker, a patch that was soaking is a suspect at the next boot.
+func (a *Agent) stopped(ctx context.Context) error {
+	if a.o.Stopping == nil || !a.o.Stopping(ctx) {
+		return nil
+	}
+	return a.MarkOrderly()
+}
+
+// MarkOrderly writes the marker of an orderly shutdown for the running boot. Only
+// this boot's journal is cleared by it, so that one left over does no harm.
+func (a *Agent) MarkOrderly() error {
+	f, err := a.o.Kernel.Inspect()
+	if err != nil {
+		return err
+	}
+	return a.dir.write(orderlyFile, []byte(f.BootID+"\n"))
+}

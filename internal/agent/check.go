@@ -1,0 +1,234 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"slices"
+	"time"
+
+	"livepatch"
+	"livepatch/internal/api"
+	"livepatch/internal/stream"
+)
+
+// maxRounds bounds how often one check goes back to the server: ask, act, tell,
+// and once more when telling brings another grant.
+const maxRounds = 3
+
+// check asks the server what may run and does it, until there is nothing more to
+// do or to tell. It returns why it could not; the problem is noted already.
+func (a *Agent) check(ctx context.Context) error {
+	if !a.enabled() {
+		return errNotEnabled
+	}
+	if err := a.inspect(); err != nil {
+		a.note(areaMachine, err)
+		return err
+	}
+	var tried []livepatch.Version
+	for range maxRounds {
+		grant, err := a.checkIn(ctx)
+		if err != nil {
+			return err
+		}
+		if err := a.refreshStream(ctx); err != nil {
+			return err
+		}
+		if grant != nil && slices.Contains(tried, grant.Version) {
+			return nil // it failed a moment ago
+		}
+		s, err := a.decide(grant)
+		if err != nil {
+			return err
+		}
+		if s.patch != nil {
+			tried = append(tried, s.patch.Version)
+		}
+		if err := a.act(ctx, s, grant); err != nil && ctx.Err() != nil {
+			return err
+		}
+		if len(a.memory.Reports) == 0 {
+			return nil
+		}
+		if err := a.inspect(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkIn is one exchange with the server.
+func (a *Agent) checkIn(ctx context.Context) (*livepatch.Grant, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	c, err := a.server()
+	if err == nil {
+		var resp api.CheckInResponse
+		if resp, err = c.CheckIn(ctx, a.checkInRequest()); err == nil {
+			a.answered(resp)
+			return resp.Grant, nil
+		}
+	}
+	if livepatch.CodeOf(err) == livepatch.CodeUnauthorized {
+		err = livepatch.Errorf(livepatch.CodeUnauthorized, "the server does not know this machine any more; run 'livepatch disable' and then 'livepatch enable' with a token: %w", err)
+	}
+	a.note(areaCheckIn, err)
+	return nil, err
+}
+
+// checkInRequest is what the server is told.
+func (a *Agent) checkInRequest() api.CheckInRequest {
+	status := a.compose()
+	req := api.CheckInRequest{
+		Kernel: a.facts.Kernel, BootID: a.facts.BootID, BootTime: a.facts.BootTime, AgentVersion: a.o.Version,
+		CheckState: livepatch.Checked, PatchState: status.Status[0].Livepatch.State,
+		Loaded:  []livepatch.LoadedPatch{},
+		Reports: a.memory.Reports[:min(reportBatch, len(a.memory.Reports))],
+	}
+	loaded, err := a.o.Kernel.Loaded()
+	if err != nil {
+		a.note(areaMachine, err)
+	}
+	for _, p := range loaded {
+		req.Loaded = append(req.Loaded, livepatch.LoadedPatch{
+			Module: p.Name, Version: a.memory.version(a.catalogue, p.Name), Enabled: p.Enabled, Transition: p.Transition,
+		})
+	}
+	for _, s := range a.memory.Suspects {
+		if s.Kernel == a.facts.Kernel.Target() {
+			req.Suspects = append(req.Suspects, s.Version)
+		}
+	}
+	for _, p := range status.Problems {
+		// What stood between us and the server does not any more.
+		if _, still := a.problems[areaCheckIn]; !still || a.problems[areaCheckIn].Message != p.Message {
+			req.Problem = p.Message
+			break
+		}
+	}
+	return req
+}
+
+// answered keeps what the server said.
+func (a *Agent) answered(resp api.CheckInResponse) {
+	now := time.Now()
+	a.clock.set(resp.Time, now)
+	a.note(areaClock, a.clock.skew())
+	a.note(areaCheckIn, nil)
+	a.o.Crash("check:answered")
+	a.memory.acknowledge(resp.Acknowledged)
+	kept := resp
+	kept.Grant, kept.Acknowledged = nil, nil // of this moment only
+	a.memory.Last = &lastCheck{At: now.UTC(), Response: kept}
+	a.schedule(time.Duration(resp.NextSeconds) * time.Second)
+	// A full disk is noted. Reports that stay queued there are sent twice at worst.
+	_ = a.saveMemory()
+}
+
+// refreshStream brings the signed metadata up to date.
+func (a *Agent) refreshStream(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	err := a.openStream()
+	if err == nil {
+		err = a.refreshCatalogue(ctx)
+	}
+	a.note(areaStream, err)
+	return err
+}
+
+func (a *Agent) refreshCatalogue(ctx context.Context) error {
+	c, err := a.server()
+	if err != nil {
+		return err
+	}
+	cat, err := a.reader.Refresh(ctx, fetcher(c), a.facts.Kernel.Target(), time.Now())
+	if livepatch.CodeOf(err) == livepatch.CodeUnsupported {
+		a.catalogue = nil // the signed word that there is nothing for this kernel
+		return nil
+	}
+	if err != nil {
+		return explain(ctx, c, err)
+	}
+	a.catalogue = cat
+	return nil
+}
+
+// openStream opens what is kept of the stream.
+func (a *Agent) openStream() (err error) {
+	if a.reader == nil {
+		a.reader, err = stream.Open(a.dir.file(streamDir))
+	}
+	return err
+}
+
+// situation is what a decision depends on, now.
+func (a *Agent) situation(grant *livepatch.Grant) (planInput, error) {
+	loaded, err := a.o.Kernel.Loaded()
+	return planInput{
+		kernel: a.facts.Kernel, catalogue: a.catalogue, loaded: loaded,
+		memory: &a.memory, grant: grant, now: a.clock.at(time.Now()),
+	}, err
+}
+
+func (a *Agent) decide(grant *livepatch.Grant) (step, error) {
+	if grant != nil && grant.Action == livepatch.ActionApply && a.memory.Held {
+		grant = nil // an administrator unloaded by hand
+	}
+	in, err := a.situation(grant)
+	if err != nil {
+		a.note(areaMachine, err)
+		return step{}, err
+	}
+	return plan(in), nil
+}
+
+// act does what was decided. Its error is reported and noted already.
+func (a *Agent) act(ctx context.Context, s step, grant *livepatch.Grant) error {
+	if s.refusal != nil {
+		a.refuse(s.refusal, grant)
+	}
+	grantID := ""
+	if grant != nil {
+		grantID = grant.ID
+	}
+	switch s.kind {
+	case stepUnload:
+		return a.takeOut(ctx, s.modules, grantID, s.reason)
+	case stepApply:
+		return a.apply(ctx, attempt{patch: s.patch, grant: grant, fetch: func(ctx context.Context, w io.Writer) error {
+			return a.download(ctx, s.patch, w)
+		}})
+	}
+	if s.refusal == nil {
+		a.settleApply()
+	}
+	return s.refusal
+}
+
+// settleApply forgets an old failure once nothing is wanted that failed.
+func (a *Agent) settleApply() {
+	if a.memory.Last != nil && a.memory.Last.Response.Reason == "" {
+		a.note(areaApply, nil)
+	}
+}
+
+func (a *Agent) download(ctx context.Context, p *livepatch.Livepatch, w io.Writer) error {
+	c, err := a.server()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, downloadTimeout)
+	defer cancel()
+	return explain(ctx, c, stream.FetchModule(ctx, fetcher(c), *p, w))
+}
+
+// refuse reports a grant that is not followed.
+func (a *Agent) refuse(why error, grant *livepatch.Grant) {
+	a.note(areaApply, why)
+	a.report(livepatch.Report{
+		Kind: livepatch.ReportFailed, Version: grant.Version, Grant: grant.ID,
+		Code: livepatch.CodeOf(why), Detail: why.Error(), BootID: a.facts.BootID,
+	})
+	_ = a.saveMemory() // noted; the report is in memory all the same
+}
