@@ -1,0 +1,106 @@
+// Package server answers the /v1 API and serves the signed stream. It keeps
+// nothing of its own: what it knows is in its store, the stream's files are in its
+// blob store, and whatever is in memory may be lost.
+package server
+
+import (
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"livepatch"
+	"livepatch/internal/blob"
+	"livepatch/internal/store"
+	"livepatch/internal/stream"
+)
+
+// Options is what a Server is made of. Store, Blobs and Stream are needed, the
+// rest has defaults.
+type Options struct {
+	Store  *store.Store
+	Blobs  blob.Store
+	Stream *stream.Publisher
+	// Log gets one line a request and every failure; slog.Default() by default.
+	Log *slog.Logger
+	// Now is the clock, time.Now by default.
+	Now func() time.Time
+	// PublicURL is how machines reach the server; it becomes part of the commands
+	// that token holders are given.
+	PublicURL string
+	// Version is what /v1/info says.
+	Version string
+	// Decide is the rule for grants; by default the newest patch for everybody.
+	Decide store.Decide
+	// KeepAlive is how long to wait until the next comment on an idle event stream;
+	// it is asked each time, so that it can vary. 30 s by default, and never
+	// above 60 s: clients take a silent stream for dead.
+	KeepAlive func() time.Duration
+	// EnrolPerMinute is how many enrolments one address may try; 30 by default.
+	EnrolPerMinute int
+	// CheckInterval is when machines check in again if nothing happens; one hour
+	// by default, between a minute and a day.
+	CheckInterval time.Duration
+}
+
+// Server is the service. Make it with New, serve it with Serve.
+type Server struct {
+	Options
+	hub     hub
+	callers callers
+	enrols  limiter
+	metrics *metrics
+
+	// publishing is held from before a publication is written down until it is
+	// complete: the stream changes one step at a time.
+	publishing sync.Mutex
+
+	trustMu sync.Mutex
+	trust   string
+}
+
+// New makes a server. It does no I/O yet.
+func New(o Options) *Server {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Decide == nil {
+		o.Decide = newest
+	}
+	if o.KeepAlive == nil {
+		o.KeepAlive = func() time.Duration { return 30 * time.Second }
+	}
+	if o.EnrolPerMinute == 0 {
+		o.EnrolPerMinute = 30
+	}
+	if o.CheckInterval == 0 {
+		o.CheckInterval = time.Hour
+	}
+	s := &Server{Options: o}
+	s.hub = hub{machines: map[string]*subscription{}}
+	s.callers = callers{now: o.Now, known: map[string]knownCaller{}}
+	s.enrols = limiter{now: o.Now, every: rate.Limit(float64(o.EnrolPerMinute) / 60), burst: o.EnrolPerMinute, addresses: map[string]*rate.Limiter{}}
+	s.metrics = newMetrics(func() float64 { return float64(s.hub.count()) })
+	return s
+}
+
+// Handler answers all routes.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	for _, r := range s.routes() {
+		mux.Handle(r.pattern, s.guard(r))
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/" && r.Method != http.MethodGet && r.Method != http.MethodHead {
+			s.problem(w, r, livepatch.Errorf(livepatch.CodeNotFound, "nothing answers %s %s here", r.Method, r.URL.Path))
+			return
+		}
+		s.problem(w, r, livepatch.Errorf(livepatch.CodeNotFound, "there is no %s here", r.URL.Path))
+	})
+	return mux
+}
