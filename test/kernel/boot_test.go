@@ -1,7 +1,6 @@
 //go:build vm
 
-// Package kernel_test runs what this project does with kernels in a real one.
-package kernel_test
+package kernel
 
 import (
 	"os"

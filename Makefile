@@ -1,0 +1,33 @@
+# The commands of this tree. Each installs what it needs from Debian and Go.
+
+VERSION ?= 0.1.0
+GO ?= go
+
+.PHONY: help build packages test lint bench demo setup clean
+
+help: ## list these commands
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: ## build the four programs into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/...
+
+packages: ## build the Debian packages into dist/
+	$(GO) run ./packaging -version $(VERSION) -out dist
+
+setup: ## install what tests and demo need from Debian
+	@./test/setup
+
+test: setup ## run every check and test there is
+	@$(GO) run ./test/report
+
+lint: ## run the static checks alone
+	@$(GO) run ./test/report -only lint
+
+bench: setup ## measure what the budgets are about
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+demo: setup ## patch a real kernel in a virtual machine, from the signed stream
+	@$(GO) run ./test/demo
+
+clean: ## remove what was built in the tree
+	rm -rf bin dist
