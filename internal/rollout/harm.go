@@ -1,0 +1,207 @@
+package rollout
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"livepatch"
+)
+
+// Harm is a kind of bad report. Each kind has a test of its own.
+type Harm string
+
+// The kinds of harm.
+const (
+	// Crash: an unexpected reboot, with or without evidence.
+	Crash Harm = "crash"
+	// Oops: the kernel oopsed or hit a BUG and went on.
+	Oops Harm = "oops"
+	// Warn: the kernel warned, or gained a taint bit.
+	Warn Harm = "warn"
+	// Silence: never heard of again, without having said goodbye.
+	Silence Harm = "silence"
+	// Stuck: the transition did not end and was reversed.
+	Stuck Harm = "stuck"
+	// Failed: refused by the agent or by the kernel.
+	Failed Harm = "failed"
+)
+
+// HarmOf is the harm that a report of this kind tells of; empty for good news.
+func HarmOf(k livepatch.ReportKind) Harm {
+	switch k {
+	case livepatch.ReportRebooted:
+		return Crash
+	case livepatch.ReportOopsed:
+		return Oops
+	case livepatch.ReportWarned:
+		return Warn
+	case livepatch.ReportStuck:
+		return Stuck
+	case livepatch.ReportFailed:
+		return Failed
+	}
+	return ""
+}
+
+// compared are the kinds that machines without the patch suffer as well, so that
+// there is a control group, with their parts of the false-halt rate. The rest of
+// it, 0.1, is for attempts: stuck and failed.
+func compared() []share {
+	return []share{{Crash, 0.5}, {Silence, 0.2}, {Oops, 0.15}, {Warn, 0.05}}
+}
+
+// attempts are the kinds that only a machine that tries can suffer.
+func attempts() []share { return []share{{Stuck, 0.05}, {Failed, 0.05}} }
+
+// share is a kind's part of the false-halt rate.
+type share struct {
+	kind Harm
+	part float64
+}
+
+// Stratum is what a machine is compared by.
+type Stratum struct {
+	// Pool separates machines that are drawn together: "community" (with those that
+	// opted in) and "paid". A machine is only ever compared within its pool.
+	Pool string `json:"pool"`
+	// Kernel is the release, which has the flavour in it; only compared within it.
+	Kernel string `json:"kernel"`
+	// Hardware and Virt are the system's vendor and model, and the hypervisor;
+	// empty when not known.
+	Hardware string `json:"hardware,omitempty"`
+	Virt     string `json:"virt,omitempty"`
+}
+
+// Slices are the names of the groups that a machine of this stratum is tested in,
+// all of its base group first: "", "kernel=6.1.0-47-amd64", "hardware=...",
+// "virt=kvm". A patch that only hurts one of them shows there first.
+func (s Stratum) Slices() []string {
+	out := []string{""}
+	add := func(dimension, value string) {
+		if value != "" {
+			out = append(out, dimension+"="+value)
+		}
+	}
+	add("kernel", s.Kernel)
+	add("hardware", s.Hardware)
+	add("virt", s.Virt)
+	return out
+}
+
+// windowCount is the number of Windows.
+const windowCount = 3
+
+// Windows are the times since the load in which a machine counts as exposed: harm
+// by a patch mostly shows at once. The last, 0, is without end. A test mixes all
+// of them, half of its weight on the first.
+func Windows() [windowCount]time.Duration {
+	return [windowCount]time.Duration{15 * time.Minute, time.Hour, 0}
+}
+
+// Risk counts the machines of one slice that could have sent an event at the time
+// of the event: those online, the sender included. Machines that are away cannot
+// crash, so they would make the control group look better than it is.
+type Risk struct {
+	Online int `json:"online"`
+	// Within counts those of them that had loaded the patch no longer than
+	// Windows()[i] before.
+	Within [windowCount]int `json:"within"`
+}
+
+// Event is one bad report from a machine of the fleet, with the patch or without:
+// the control group's events are what the patched machines' are held against.
+//
+// Of each machine and kind only the first event of a rollout may be observed.
+// Events of one kind are observed in the order of their At; for Silence that is
+// the last contact, not the time at which it was noticed.
+type Event struct {
+	Kind    Harm      `json:"kind"`
+	At      time.Time `json:"at"`
+	Machine string    `json:"machine"`
+	// Signature names the crash or warning; empty when there is no evidence.
+	Signature string `json:"signature,omitempty"`
+	// Known tells that machines without the patch had this signature before the
+	// rollout began; 30 days back is enough.
+	Known   bool    `json:"known,omitempty"`
+	Stratum Stratum `json:"stratum"`
+	// Patched tells that the machine had loaded the patch, Age how long before At.
+	Patched bool     `json:"patched"`
+	Age     Duration `json:"age,omitempty"`
+	// Risks has one entry for each of Stratum.Slices, in that order, each counted
+	// within the machine's pool and kernel.
+	Risks []Risk `json:"risks"`
+}
+
+// exposed tells whether the event is one of window w's exposed machines.
+func (e *Event) exposed(w int) bool {
+	limit := Windows()[w]
+	return e.Patched && (limit == 0 || time.Duration(e.Age) <= limit)
+}
+
+// Judging sets the test that halts; what is zero is taken from DefaultJudging.
+type Judging struct {
+	// FalseHalts bounds the chance that a harmless patch is ever halted, over the
+	// whole life of its rollout: 0.0001 is one in 10,000.
+	FalseHalts float64 `json:"false_halts,omitempty" yaml:"false_halts,omitempty"`
+	// Tolerance is the ratio of the patched machines' rate of harm to that of the
+	// others up to which a patch is still called harmless, from 1. What is above 1
+	// is a margin for differences between the groups that are not the patch's:
+	// who is online, and how soon that is noticed.
+	Tolerance float64 `json:"tolerance,omitempty" yaml:"tolerance,omitempty"`
+	// TolerateStuck and TolerateFailed are the shares of attempts that may get
+	// stuck or fail; nobody is hurt by those, but too many deserve a look.
+	TolerateStuck  float64 `json:"tolerate_stuck,omitempty" yaml:"tolerate_stuck,omitempty"`
+	TolerateFailed float64 `json:"tolerate_failed,omitempty" yaml:"tolerate_failed,omitempty"`
+	// Suspicion is the evidence from which a report that doubles it slows the
+	// rollout down; see Assessment.Evidence.
+	Suspicion float64 `json:"suspicion,omitempty" yaml:"suspicion,omitempty"`
+}
+
+// DefaultJudging is the test that DefaultPolicy uses.
+func DefaultJudging() Judging {
+	return Judging{FalseHalts: 1e-4, Tolerance: 1.25, TolerateStuck: 0.05, TolerateFailed: 0.05, Suspicion: 10}
+}
+
+// withDefaults completes zero fields.
+func (j Judging) withDefaults() Judging {
+	d := DefaultJudging()
+	for _, f := range []struct{ have, def *float64 }{
+		{&j.FalseHalts, &d.FalseHalts}, {&j.Tolerance, &d.Tolerance}, {&j.Suspicion, &d.Suspicion},
+		{&j.TolerateStuck, &d.TolerateStuck}, {&j.TolerateFailed, &d.TolerateFailed},
+	} {
+		if *f.have == 0 {
+			*f.have = *f.def
+		}
+	}
+	return j
+}
+
+// Validate says what is wrong with the settings.
+func (j Judging) Validate() error {
+	j = j.withDefaults()
+	switch {
+	case !(j.FalseHalts > 0 && j.FalseHalts <= 0.1):
+		return invalid("false_halts %g is not a chance above 0 and at most 0.1", j.FalseHalts)
+	case !(j.Tolerance >= 1 && j.Tolerance < pooledRatios()[0]):
+		return invalid("tolerance %g is not a ratio of at least 1 and below %g", j.Tolerance, pooledRatios()[0])
+	case !(j.TolerateStuck > 0 && j.TolerateStuck < 0.5) || !(j.TolerateFailed > 0 && j.TolerateFailed < 0.5):
+		return invalid("tolerate_stuck and tolerate_failed are shares above 0 and below 0.5")
+	case !(j.Suspicion >= 1):
+		return invalid("suspicion %g is below 1, where every rollout begins", j.Suspicion)
+	}
+	return nil
+}
+
+// describe names a test for people.
+func describe(kind Harm, slice, signature string) string {
+	var b strings.Builder
+	b.WriteString(string(kind))
+	if signature != "" {
+		fmt.Fprintf(&b, " with signature %s", signature)
+	}
+	if slice != "" {
+		fmt.Fprintf(&b, " on machines with %s", slice)
+	}
+	return b.String()
+}
