@@ -21,8 +21,8 @@ fi
 : "${ARCH:=$(go env GOARCH)}"
 STAGE=$(mktemp -d)
 trap 'rm -rf "$STAGE"' EXIT
-MTIME=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)
-export SOURCE_DATE_EPOCH ARCH STAGE MTIME TZ=UTC LC_ALL=C CGO_ENABLED=0
+
+export SOURCE_DATE_EPOCH ARCH STAGE TZ=UTC LC_ALL=C CGO_ENABLED=0
 umask 022
 mkdir -p "$out" "$STAGE/bin" "$STAGE/docs" "$STAGE/completion" "$STAGE/man"
 
