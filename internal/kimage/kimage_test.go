@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"io"
+	"os"
 	"strings"
 	"testing"
 
@@ -259,4 +260,52 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("banner %q %q", img.Release, img.Version)
 		}
 	})
+}
+
+// calls is a kernel whose text has many bytes that look like calls and jumps, near
+// each other and far, with operands that look like near targets and not.
+func calls() []byte {
+	b := vmlinux(binary.LittleEndian)
+	for i, n := range noise(6000) {
+		switch {
+		case n < 60:
+			b = append(b, 0xe8+n&1)
+		case n < 130:
+			b = append(b, 0)
+		case n < 180:
+			b = append(b, 0xff)
+		default:
+			b = append(b, n, byte(i))
+		}
+	}
+	return b
+}
+
+// testdata/x86.xz is calls() packed as the kernel's build packs on x86, by xz 5.4.1:
+//
+//	xz --check=crc32 --x86 --lzma2=dict=32MiB
+//
+// No Go library writes that filter.
+func TestReadX86XZ(t *testing.T) {
+	t.Parallel()
+	packed, err := os.ReadFile("testdata/x86.xz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := bzImage(sized(packed, len(calls())))
+	img, err := kimage.Read(bytes.NewReader(image), int64(len(image)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img.Format != "bzImage (xz)" || img.BuildID != buildID || !bytes.Equal(img.VMLinux, calls()) {
+		t.Errorf("%s with build id %s did not come out as it went in", img.Format, img.BuildID)
+	}
+	for i := range packed[:40] { // headers and the beginning of the data
+		bad := bytes.Clone(packed)
+		bad[i] ^= 0x10
+		image := bzImage(sized(bad, len(calls())))
+		if _, err := kimage.Read(bytes.NewReader(image), int64(len(image))); err == nil {
+			t.Errorf("a flipped bit in byte %d is not noticed", i)
+		}
+	}
 }

@@ -5,12 +5,12 @@ import (
 	"compress/bzip2"
 	"compress/gzip"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
-	"github.com/ulikunitz/xz"
 	"github.com/ulikunitz/xz/lzma"
 
 	"livepatch"
@@ -135,13 +135,20 @@ func (p payload) unpack(packed []byte) ([]byte, string, error) {
 
 // decompress unpacks at most limit bytes; a stream that has more is an error.
 func decompress(name string, packed []byte, limit int64) ([]byte, error) {
-	in, err := open(name, bytes.NewReader(packed))
+	if name == "xz" {
+		return decompressXZ(packed, limit)
+	}
+	in, err := open(name, packed)
 	if err != nil {
 		return nil, err
 	}
 	if c, ok := in.(io.Closer); ok {
 		defer c.Close()
 	}
+	return readAll(in, limit)
+}
+
+func readAll(in io.Reader, limit int64) ([]byte, error) {
 	var out bytes.Buffer
 	n, err := io.Copy(&out, io.LimitReader(in, limit+1))
 	switch {
@@ -157,16 +164,19 @@ func decompress(name string, packed []byte, limit int64) ([]byte, error) {
 // with xz at 32 MB (scripts/xz_wrap.sh) and zstd -22 --ultra at 128 MB.
 const maxWindow = 128 << 20
 
-func open(name string, r io.Reader) (io.Reader, error) {
+func open(name string, packed []byte) (io.Reader, error) {
+	r := bytes.NewReader(packed)
 	switch name {
 	case "gzip":
 		return gzip.NewReader(r)
-	case "xz":
-		return xz.ReaderConfig{DictCap: maxWindow}.NewReader(r)
 	case "bzip2":
 		return bzip2.NewReader(r), nil
 	case "lzma":
-		return lzma.ReaderConfig{DictCap: maxWindow}.NewReader(r)
+		// Properties, then the dictionary's size, which is allocated.
+		if len(packed) < lzma.HeaderLen || binary.LittleEndian.Uint32(packed[1:]) > maxWindow {
+			return nil, errors.New("its lzma dictionary is too large")
+		}
+		return lzma.NewReader(r)
 	case "lz4":
 		return lz4.NewReader(r), nil
 	}
