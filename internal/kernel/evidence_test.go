@@ -124,6 +124,10 @@ func TestIncidentSignatures(t *testing.T) {
 			"INFO: task jbd2/vda1-8:231 blocked for more than 120 seconds.\n      Tainted: G\nCall Trace:\n <TASK>\n __schedule+0x351/0xa20\n schedule+0x5d/0xe0",
 			"warned", "call:__schedule+0x351",
 		},
+		"RCU stall": {
+			"rcu: INFO: rcu_preempt self-detected stall on CPU\nRIP: 0010:spin+0x4/0x10",
+			"warned", "rip:spin+0x4",
+		},
 		"soft lockup": {
 			"watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [curl:412]\nRIP: 0010:spin+0x4/0x10",
 			"oopsed", "rip:spin+0x4",

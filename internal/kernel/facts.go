@@ -201,6 +201,9 @@ func (s *System) HasModule(name string) bool {
 // marks livepatch modules with the taint letter K in /proc/modules.
 func (s *System) Leftovers() ([]string, error) {
 	b, err := os.ReadFile(s.path("proc/modules"))
+	if gone(err) {
+		return nil, nil // built without loadable modules
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list modules: %w", err)
 	}

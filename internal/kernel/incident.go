@@ -26,7 +26,7 @@ type Incident struct {
 // kernel/watchdog.c, kernel/hung_task.c, mm/kasan/report.c).
 var (
 	oopsRE = regexp.MustCompile(`^(BUG: |Kernel panic - not syncing|Oops(?::| )|kernel BUG at |Internal error: |general protection fault|Unable to handle kernel |watchdog: BUG: |stack segment:|double fault:|invalid opcode:|divide error:)`)
-	warnRE = regexp.MustCompile(`^(WARNING: |INFO: task .* blocked for more than |rcu: INFO: .* detected stall|unchecked MSR )`)
+	warnRE = regexp.MustCompile(`^(WARNING: |INFO: task .* blocked for more than |rcu: INFO: .*detected (?:expedited )?stall|unchecked MSR )`)
 	// ripRE finds the place: x86's "RIP: 0010:func+0x1b/0x60", arm64's
 	// "pc : func+0x1b/0x60", s390's and POWER's "func+0x1b/0x60" after PSW and NIP.
 	ripRE  = regexp.MustCompile(`(?:RIP: [0-9a-f]+:|\bpc : |NIP \[[0-9a-f]+\] |Krnl PSW : .*\()(?:\[<[0-9a-f]+>\] )?([A-Za-z_][\w.$]*\+0x[0-9a-f]+)/`)

@@ -65,9 +65,10 @@ const enrol = "enrol the operator's certificate (mokutil --import, then reboot a
 func explainLoad(errno syscall.Errno, log string) (livepatch.Code, string) {
 	switch errno {
 	// module_sig_check: with sig_enforce, an unsigned module and one whose key
-	// is unknown are both EKEYREJECTED; the others come from verify_pkcs7.
+	// is unknown are both EKEYREJECTED; a signature that does not fit is so
+	// always. The others come from verify_pkcs7_signature.
 	case syscall.EKEYREJECTED, syscall.ENOKEY:
-		return livepatch.CodeUntrustedKey, "it trusts no key that signed it; " + enrol
+		return livepatch.CodeUntrustedKey, "no key that it trusts verifies the module's signature; " + enrol
 	case syscall.EKEYEXPIRED, syscall.EKEYREVOKED:
 		return livepatch.CodeUntrustedKey, "the key that signed it has expired or was revoked; sign it with a current key"
 	case syscall.EBADMSG, syscall.ENODATA, syscall.ENOPKG, syscall.ELIBBAD:
@@ -93,10 +94,11 @@ func explainLoad(errno syscall.Errno, log string) (livepatch.Code, string) {
 		return livepatch.CodeRefused, "the module is malformed or does not fit what is loaded (an incompatible livepatch, an ambiguous symbol, a bad relocation)"
 	case syscall.ENOMEM:
 		return livepatch.CodeRefused, "it has no memory for it; free some and try again"
+	// klp_enable_patch.
 	case syscall.ENODEV:
-		return livepatch.CodeUnsupported, "it lacks what livepatching needs (livepatch not initialised, or no reliable stack traces)"
+		return livepatch.CodeUnsupported, "livepatching did not initialise in it; look for errors at the beginning of its log"
 	case syscall.ENOSYS, syscall.EOPNOTSUPP:
-		return livepatch.CodeUnsupported, "it is built without loadable modules or without livepatching"
+		return livepatch.CodeUnsupported, "it is built without loadable modules, or has no reliable stack traces on this architecture (needed before Linux 5.2)"
 	case syscall.ETXTBSY:
 		return livepatch.CodeConflict, "the module's file is open for writing"
 	case syscall.EINTR:

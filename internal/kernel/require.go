@@ -15,7 +15,7 @@ type Requirement struct {
 	OK   bool
 	// Found is what was seen.
 	Found string
-	// Remedy is what to do when it is not OK.
+	// Remedy is what to do about it; empty when it is OK.
 	Remedy string
 	// Code is why nothing may be loaded while it is not OK; empty when it is
 	// only worth knowing.
@@ -38,6 +38,16 @@ var reliable = []string{"amd64", "s390x", "ppc64el", "arm64", "loong64"}
 // Requirements holds the facts against what livepatching needs, the gravest first.
 // Pure.
 func Requirements(f Facts) []Requirement {
+	all := requirements(f)
+	for i := range all {
+		if all[i].OK {
+			all[i].Remedy = ""
+		}
+	}
+	return all
+}
+
+func requirements(f Facts) []Requirement {
 	return []Requirement{
 		hostRequirement(f),
 		{
