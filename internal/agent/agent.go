@@ -72,6 +72,8 @@ type Agent struct {
 	problems  problems
 	next      time.Time
 	applying  livepatch.PatchState
+	// failedVersion is the version that the problem in areaApply is about.
+	failedVersion livepatch.Version
 
 	// status is what the socket answers; everybody may load it.
 	status atomic.Pointer[localapi.Status]

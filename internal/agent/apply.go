@@ -37,7 +37,7 @@ func (t attempt) grantID() string {
 // clean up. What it returns is in the reports and problems already. Before
 // LoadFile, a failure has left the kernel untouched.
 func (a *Agent) apply(ctx context.Context, t attempt) error {
-	before := a.journal
+	before := a.proven()
 	a.working(livepatch.StateUnapplied)
 	defer a.working("")
 	f, err := a.prepare(ctx, t)
@@ -50,8 +50,8 @@ func (a *Agent) apply(ctx context.Context, t attempt) error {
 		Grant: t.grantID(), Phase: phaseLoading, Baseline: a.o.Kernel.Baseline(), Tries: 1,
 	}
 	j.At, j.Started = time.Now().UTC(), time.Now().UTC()
-	if before != nil && before.BootID == j.BootID && before.Phase == phaseLoading && before.Version == j.Version {
-		j.Tries = before.Tries + 1
+	if old := a.journal; old != nil && old.BootID == j.BootID && old.Phase == phaseLoading && old.Version == j.Version {
+		j.Tries = old.Tries + 1
 	}
 	if err := a.saveJournal(j); err != nil {
 		return a.failed(ctx, t, before, err)
@@ -68,6 +68,16 @@ func (a *Agent) apply(ctx context.Context, t attempt) error {
 	}
 	a.working(livepatch.StateApplying)
 	return a.finish(ctx, before)
+}
+
+// proven is the journal of what runs in this boot, to go back to when an attempt
+// fails; nil when nothing of ours runs.
+func (a *Agent) proven() *journal {
+	j := a.journal
+	if j != nil && j.BootID == a.facts.BootID && (j.Phase == phaseSoaking || j.Phase == phaseHealthy) {
+		return j
+	}
+	return nil
 }
 
 // prepare makes sure of everything that can be made sure of without the kernel,
@@ -220,7 +230,7 @@ func (a *Agent) failed(ctx context.Context, t attempt, before *journal, cause er
 	if ctx.Err() != nil {
 		return cause // we are told to stop; the next start tries again
 	}
-	a.note(areaApply, fmt.Errorf("livepatch %s was not applied: %w", t.patch.Version, cause))
+	a.noteApply(t.patch.Version, fmt.Errorf("livepatch %s was not applied: %w", t.patch.Version, cause))
 	r := livepatch.Report{
 		Kind: livepatch.ReportFailed, Version: t.patch.Version, Module: t.patch.Module.Name, Grant: t.grantID(),
 		Code: livepatch.CodeOf(cause), Detail: cause.Error(), BootID: a.facts.BootID,
@@ -255,9 +265,15 @@ func (a *Agent) stuck(ctx context.Context, before *journal, cause error) error {
 		if ctx.Err() != nil {
 			return err
 		}
+		// It is still in the kernel, so the journal stays: a crash now is its fault.
 		cause = livepatch.Errorf(livepatch.CodeOf(cause), "%w; taking it back did not work either (%v): a reboot clears it", cause, err)
+		r.Detail = cause.Error()
+		a.noteApply(j.Version, cause)
+		a.report(r)
+		_ = a.saveMemory() // noted
+		return cause
 	}
-	a.note(areaApply, fmt.Errorf("livepatch %s was taken back: %w", j.Version, cause))
+	a.noteApply(j.Version, fmt.Errorf("livepatch %s was taken back: %w", j.Version, cause))
 	a.report(r)
 	return a.rewind(before, cause)
 }
@@ -276,7 +292,9 @@ func (a *Agent) takeOut(ctx context.Context, modules []string, grant, reason str
 		err := a.o.Kernel.Disable(ctx, module, a.settings.duration("transition-timeout"))
 		if err != nil {
 			err = livepatch.Errorf(livepatch.CodeOf(err), "livepatch %s is to be unloaded (%s), but is still in the kernel: %w. Reboot this machine to be rid of it; it is not loaded again", v, reason, err)
-			a.note(areaApply, err)
+			if a.note(areaApply, err) { // told once
+				a.report(livepatch.Report{Kind: livepatch.ReportFailed, Version: v, Module: module, Grant: grant, Code: livepatch.CodeOf(err), Detail: err.Error()})
+			}
 			return err
 		}
 		a.report(livepatch.Report{Kind: livepatch.ReportUnloaded, Version: v, Module: module, Grant: grant, Detail: reason})
@@ -289,6 +307,13 @@ func (a *Agent) takeOut(ctx context.Context, modules []string, grant, reason str
 		}
 	}
 	return errors.Join(a.saveMemory(), a.pruneModules(""))
+}
+
+// noteApply remembers which version failed: its problem stays until that version
+// is not the wanted one any more.
+func (a *Agent) noteApply(v livepatch.Version, err error) {
+	a.failedVersion = v
+	a.note(areaApply, err)
 }
 
 // clip bounds evidence, at the front: a log's end tells most.

@@ -60,8 +60,9 @@ func (a *Agent) judge(ctx context.Context) (resume bool) {
 		a.accuse(ctx, why, crashes)
 	case v == verdictResume && j.Phase == phaseLoading, v == verdictResume && j.Phase == phaseTransition:
 		return true
-	case v == verdictClear && j.BootID == a.facts.BootID && j.Phase.unproven():
-		// Somebody unloaded it while we were away.
+	case v == verdictClear && (j.BootID != a.facts.BootID || j.Phase.unproven()):
+		// It is settled: of a boot that ended well, or unloaded by somebody. Left
+		// over, it would accuse the patch after another boot.
 		if err := a.saveJournal(nil); err != nil {
 			a.note(areaDisk, err)
 		}

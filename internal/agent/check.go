@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"io"
+	"maps"
 	"slices"
 	"time"
 
@@ -17,7 +18,7 @@ const maxRounds = 3
 
 // check asks the server what may run and does it, until there is nothing more to
 // do or to tell. It returns why it could not; the problem is noted already.
-func (a *Agent) check(ctx context.Context) error {
+func (a *Agent) check(ctx context.Context) (err error) {
 	if !a.enabled() {
 		return errNotEnabled
 	}
@@ -26,6 +27,12 @@ func (a *Agent) check(ctx context.Context) error {
 		return err
 	}
 	var tried []livepatch.Version
+	failed := false
+	defer func() {
+		if err == nil && !failed {
+			a.settle()
+		}
+	}()
 	for range maxRounds {
 		grant, err := a.checkIn(ctx)
 		if err != nil {
@@ -44,8 +51,11 @@ func (a *Agent) check(ctx context.Context) error {
 		if s.patch != nil {
 			tried = append(tried, s.patch.Version)
 		}
-		if err := a.act(ctx, s, grant); err != nil && ctx.Err() != nil {
-			return err
+		if err := a.act(ctx, s, grant); err != nil {
+			failed = true
+			if ctx.Err() != nil {
+				return err
+			}
 		}
 		if len(a.memory.Reports) == 0 {
 			return nil
@@ -99,12 +109,11 @@ func (a *Agent) checkInRequest() api.CheckInRequest {
 			req.Suspects = append(req.Suspects, s.Version)
 		}
 	}
-	for _, p := range status.Problems {
-		// What stood between us and the server does not any more.
-		if _, still := a.problems[areaCheckIn]; !still || a.problems[areaCheckIn].Message != p.Message {
-			req.Problem = p.Message
-			break
-		}
+	// What stood between us and the server does not any more, or it is not told.
+	rest := maps.Clone(a.problems)
+	delete(rest, areaCheckIn)
+	if list := rest.list(); len(list) > 0 {
+		req.Problem = list[0].Message
 	}
 	return req
 }
@@ -200,17 +209,19 @@ func (a *Agent) act(ctx context.Context, s step, grant *livepatch.Grant) error {
 			return a.download(ctx, s.patch, w)
 		}})
 	}
-	if s.refusal == nil {
-		a.settleApply()
-	}
 	return s.refusal
 }
 
-// settleApply forgets an old failure once nothing is wanted that failed.
-func (a *Agent) settleApply() {
-	if a.memory.Last != nil && a.memory.Last.Response.Reason == "" {
-		a.note(areaApply, nil)
+// settle forgets an older failure when a check brought none and the version that
+// failed is not the one to run any more.
+func (a *Agent) settle() {
+	if a.catalogue != nil {
+		if p := a.catalogue.Latest(a.facts.Kernel); p != nil && p.Version == a.failedVersion {
+			return
+		}
 	}
+	a.failedVersion = livepatch.Version{}
+	a.note(areaApply, nil)
 }
 
 func (a *Agent) download(ctx context.Context, p *livepatch.Livepatch, w io.Writer) error {
@@ -225,6 +236,7 @@ func (a *Agent) download(ctx context.Context, p *livepatch.Livepatch, w io.Write
 
 // refuse reports a grant that is not followed.
 func (a *Agent) refuse(why error, grant *livepatch.Grant) {
+	a.failedVersion = livepatch.Version{}
 	a.note(areaApply, why)
 	a.report(livepatch.Report{
 		Kind: livepatch.ReportFailed, Version: grant.Version, Grant: grant.ID,

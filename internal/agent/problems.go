@@ -59,14 +59,15 @@ func (ps problems) list() []localapi.Problem {
 	return list
 }
 
-// note records the outcome of work in an area, and logs when it changes.
-func (a *Agent) note(where area, err error) {
+// note records the outcome of work in an area, and logs it when it changed.
+func (a *Agent) note(where area, err error) (changed bool) {
 	if !a.problems.set(where, err, time.Now()) {
-		return
+		return false
 	}
 	if err != nil {
 		a.o.Log.Warn("problem", "area", string(where[2:]), "code", livepatch.CodeOf(err), "err", err)
 	} else {
 		a.o.Log.Info("solved", "area", string(where[2:]))
 	}
+	return true
 }

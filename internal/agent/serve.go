@@ -61,8 +61,9 @@ func withBody[Q, P any](f func(context.Context, Q) (P, error)) func(*http.Reques
 	}
 }
 
-// Handler serves package localapi.
-func (a *Agent) Handler() http.Handler {
+// Handler serves package localapi. Work that was begun goes on when its caller
+// goes away; it ends when ctx is done.
+func (a *Agent) Handler(ctx context.Context) http.Handler {
 	mux := http.NewServeMux()
 	for _, rt := range a.routes() {
 		mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -70,7 +71,10 @@ func (a *Agent) Handler() http.Handler {
 				fail(w, livepatch.Errorf(livepatch.CodeNotPrivileged, "only root may do this; try again with sudo"))
 				return
 			}
-			answer, err := rt.handle(r)
+			work, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+			defer cancel()
+			defer context.AfterFunc(ctx, cancel)()
+			answer, err := rt.handle(r.WithContext(work))
 			if err != nil {
 				fail(w, err)
 				return
@@ -94,7 +98,7 @@ func (a *Agent) mayChange(ctx context.Context) bool {
 // read only.
 func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	server := &http.Server{
-		Handler:           a.Handler(),
+		Handler:           a.Handler(ctx),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		IdleTimeout:       30 * time.Second,
