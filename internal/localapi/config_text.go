@@ -2,7 +2,9 @@ package localapi
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -62,5 +64,13 @@ func jsonString(s string) string {
 	if err := e.Encode(s); err != nil {
 		return `""` // a string always encodes
 	}
-	return strings.TrimSuffix(b.String(), "\n")
+	var safe strings.Builder
+	for _, r := range strings.TrimSuffix(b.String(), "\n") {
+		if r >= 0x7f && r <= 0xffff && !unicode.IsPrint(r) {
+			fmt.Fprintf(&safe, `\u%04x`, r) // JSON allows it bare, YAML does not
+			continue
+		}
+		safe.WriteRune(r)
+	}
+	return safe.String()
 }

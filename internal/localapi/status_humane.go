@@ -38,9 +38,9 @@ func Humane(s Status, now time.Time, age func(at, now time.Time) string, verbose
 	b.line("tier", string(s.Tier))
 	b.line("machine id", s.MachineID)
 	if !verbose {
-		b.line("fixed", cveList(patched(k.Livepatch.Fixes)))
+		b.line("fixed", cveList(patched(k.Livepatch.Fixes), "none"))
 	}
-	b.line("outstanding", cveList(s.Outstanding))
+	b.line("outstanding", cveList(s.Outstanding, "none known"))
 	for i, p := range s.Problems {
 		text := p.Message
 		if !p.Since.IsZero() {
@@ -184,19 +184,18 @@ func patched(fixes []Fix) []Fix {
 }
 
 // cveList counts and names vulnerabilities.
-func cveList(fixes []Fix) string {
+func cveList(fixes []Fix, none string) string {
 	if len(fixes) == 0 {
-		return "none known"
+		return none
 	}
 	names := make([]string, 0, shortList)
 	for _, f := range fixes[:min(len(fixes), shortList)] {
 		names = append(names, strings.ToUpper(f.Name))
 	}
-	text := fmt.Sprintf("%d: %s", len(fixes), strings.Join(names, ", "))
 	if more := len(fixes) - len(names); more > 0 {
-		text += fmt.Sprintf(" and %d more, see --verbose", more)
+		names = append(names, fmt.Sprintf("%d more", more))
 	}
-	return text
+	return fmt.Sprintf("%d (%s)", len(fixes), strings.Join(names, ", "))
 }
 
 // wrap breaks text into lines of at most width columns, where words allow.
