@@ -44,7 +44,7 @@ var mayImport = map[string]string{
 	"cmd/livepatch":              ". internal/cli internal/localapi",
 	"cmd/livepatchd":             ". internal/agent internal/api internal/elfobj internal/kernel internal/localapi internal/stream",
 	"cmd/livepatch-server":       ". internal/api internal/blob internal/cli internal/server internal/store internal/stream",
-	"cmd/livepatch-admin":        ". internal/api internal/builder internal/cli internal/elfobj internal/kimage internal/klp internal/rollout internal/stream",
+	"cmd/livepatch-admin":        ". internal/api internal/builder internal/cli internal/elfobj internal/kimage internal/klp internal/rollout internal/rollout/sim internal/stream",
 }
 
 // onlyIn gives third-party modules their one home, so that a change of theirs
