@@ -111,3 +111,6 @@ func cannot(what string, err error) error {
 	}
 	return fmt.Errorf("cannot %s: %w", what, err)
 }
+
+// details is the table of one thing.
+func details() *cli.Table { return cli.NewTable("what", "value") }

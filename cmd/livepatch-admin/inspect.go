@@ -37,7 +37,8 @@ func (p *program) inspect() *cobra.Command {
 }
 
 func (p *program) writeModule(m livepatch.Module, patch *elfobj.Patch) error {
-	t := cli.NewTable("module", m.Name)
+	t := details()
+	t.Row("module", m.Name)
 	t.Row("kernel", m.VerMagic)
 	t.Row("srcversion", m.SrcVersion)
 	t.Row("takes the place of earlier ones", yesNo(m.Replace))

@@ -83,7 +83,8 @@ func (p *program) machineShow() *cobra.Command {
 }
 
 func (p *program) writeMachine(m api.Machine) error {
-	t := cli.NewTable("machine", m.ID)
+	t := details()
+	t.Row("machine", m.ID)
 	for _, row := range [][2]string{
 		{"host", m.Hostname},
 		{"machine id", m.MachineID},

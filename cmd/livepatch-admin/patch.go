@@ -101,7 +101,8 @@ func (p *program) patchShow() *cobra.Command {
 }
 
 func (p *program) writePatch(lp api.Patch) error {
-	t := cli.NewTable("livepatch", lp.Version.String())
+	t := details()
+	t.Row("livepatch", lp.Version.String())
 	t.Row("kernel", lp.Kernel.String())
 	for _, id := range lp.BuildIDs {
 		t.Row("build id", id)

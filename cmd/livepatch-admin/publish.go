@@ -363,7 +363,8 @@ func (w *publishing) upload(ctx context.Context) error {
 }
 
 func (p *program) tellPublished(r published) error {
-	t := cli.NewTable("livepatch", r.Livepatch.Version.String())
+	t := details()
+	t.Row("livepatch", r.Livepatch.Version.String())
 	t.Row("kernel", r.Kernel.String())
 	for _, id := range r.Livepatch.BuildIDs {
 		t.Row("build id", id)

@@ -110,7 +110,8 @@ func (p *program) review(pending *stream.Pending) error {
 		return err
 	}
 	return p.print(map[string]any{"reason": pending.Reason, "files": slices.Sorted(maps.Keys(pending.Metadata)), "catalogues": summary, "missing": missing}, func() error {
-		t := cli.NewTable("change", pending.Reason)
+		t := details()
+		t.Row("change", pending.Reason)
 		t.Row("files", strings.Join(slices.Sorted(maps.Keys(pending.Metadata)), " "))
 		for _, cat := range summary {
 			for _, lp := range cat.Patches {

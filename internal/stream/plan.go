@@ -122,8 +122,8 @@ type planner struct {
 
 // plan verifies a change: each file is the signed successor of the one online, and
 // afterwards everything online verifies from the newest root down, as a client
-// would see it.
-func (p *Publisher) plan(ctx context.Context, c Change) (*plan, error) {
+// would see it. Expiry is measured against now.
+func (p *Publisher) plan(ctx context.Context, c Change, now time.Time) (*plan, error) {
 	cur, err := p.current(ctx)
 	if err != nil {
 		return nil, err
@@ -132,7 +132,7 @@ func (p *Publisher) plan(ctx context.Context, c Change) (*plan, error) {
 		plan:    &plan{now: cur, files: map[string][]byte{}, roots: map[string][]byte{}},
 		p:       p,
 		change:  c,
-		ref:     p.Now(),
+		ref:     now,
 		root:    cur.root,
 		targets: cur.targets,
 		used:    map[string]bool{},
@@ -479,7 +479,7 @@ func (pl *planner) checkBlobs(ctx context.Context, lp livepatch.Livepatch) error
 	return r.Close()
 }
 
-func (pl *planner) checkUnused(context.Context) error {
+func (pl *planner) checkUnused(ctx context.Context) error {
 	for path, b := range pl.change.Catalogues {
 		if pl.used[path] {
 			continue
@@ -488,7 +488,7 @@ func (pl *planner) checkUnused(context.Context) error {
 		if _, err := ParseTargetPath(path); err != nil {
 			return err
 		}
-		same, err := pl.stored(context.Background(), catalogueName(path, hexDigest(b)), b)
+		same, err := pl.stored(ctx, catalogueName(path, hexDigest(b)), b)
 		if err != nil {
 			return err
 		}

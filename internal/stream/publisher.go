@@ -50,6 +50,14 @@ type Publisher struct {
 	mu sync.Mutex
 }
 
+// accepted is what is kept under acceptedName.
+type accepted struct {
+	// At is when the change was accepted: what expiry is measured against, so that
+	// it can be finished however much later.
+	At     time.Time `json:"at"`
+	Change Change    `json:"change"`
+}
+
 // Published names one livepatch.
 type Published struct {
 	Kernel    livepatch.KernelTarget
@@ -75,7 +83,7 @@ type Result struct {
 func (p *Publisher) Check(ctx context.Context, c Change) (Result, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	plan, err := p.plan(ctx, c)
+	plan, err := p.plan(ctx, c, p.Now())
 	if err != nil {
 		return Result{}, err
 	}
@@ -94,11 +102,15 @@ func (p *Publisher) Accept(ctx context.Context, c Change) (Result, error) {
 	if err := p.finish(ctx); err != nil {
 		return Result{}, err
 	}
-	plan, err := p.plan(ctx, c)
-	if err != nil || !plan.result.Changed {
-		return plan.result, err
+	now := p.Now()
+	plan, err := p.plan(ctx, c, now)
+	if err != nil {
+		return Result{}, err
 	}
-	b, err := json.Marshal(c)
+	if !plan.result.Changed {
+		return plan.result, nil
+	}
+	b, err := json.Marshal(accepted{now, c})
 	if err != nil {
 		return Result{}, fmt.Errorf("encode change: %w", err)
 	}
@@ -124,11 +136,11 @@ func (p *Publisher) finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var c Change
-	if err := json.Unmarshal(b, &c); err != nil {
+	var a accepted
+	if err := json.Unmarshal(b, &a); err != nil {
 		return fmt.Errorf("read accepted change: %w", err)
 	}
-	plan, err := p.plan(ctx, c)
+	plan, err := p.plan(ctx, a.Change, a.At)
 	if err != nil {
 		return fmt.Errorf("finish accepted change: %w", err)
 	}
