@@ -210,7 +210,7 @@ func openGrant(ctx context.Context, tx *sql.Tx, machine string, req api.CheckInR
 		expires, reported int64
 		k                 livepatch.KernelTarget
 	)
-	err := tx.QueryRowContext(ctx, `SELECT id, action, version, reason, expires, reported, release, arch FROM grants WHERE machine_id = $1 ORDER BY created DESC, id LIMIT 1`, machine).
+	err := tx.QueryRowContext(ctx, `SELECT id, action, version, reason, expires, reported, release, arch FROM grants WHERE machine_id = $1 ORDER BY seq DESC LIMIT 1`, machine).
 		Scan(&g.ID, &g.Action, &version, &g.Reason, &expires, &reported, &k.Release, &k.Arch)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):

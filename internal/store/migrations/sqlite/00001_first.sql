@@ -72,7 +72,8 @@ CREATE TABLE patches (
 
 -- reported is set when a report came under the grant: it is used up.
 CREATE TABLE grants (
-    id         TEXT PRIMARY KEY,
+    seq        INTEGER PRIMARY KEY AUTOINCREMENT,
+    id         TEXT NOT NULL UNIQUE,
     machine_id TEXT NOT NULL REFERENCES machines (id) ON DELETE CASCADE,
     release    TEXT NOT NULL,
     arch       TEXT NOT NULL,
@@ -83,7 +84,7 @@ CREATE TABLE grants (
     expires    BIGINT NOT NULL,
     reported   BIGINT NOT NULL
 );
-CREATE INDEX grants_by_machine ON grants (machine_id, created);
+CREATE INDEX grants_by_machine ON grants (machine_id, seq);
 
 -- seq orders the reports of a machine as they came.
 CREATE TABLE reports (
