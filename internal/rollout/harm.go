@@ -1,8 +1,6 @@
 package rollout
 
 import (
-	"fmt"
-	"strings"
 	"time"
 
 	"livepatch"
@@ -45,16 +43,15 @@ func HarmOf(k livepatch.ReportKind) Harm {
 }
 
 // compared are the kinds that machines without the patch suffer as well, so that
-// there is a control group, with their parts of the false-halt rate. The rest of
-// it, 0.1, is for attempts: stuck and failed.
+// there is a control group, with their parts of the stake.
 func compared() []share {
-	return []share{{Crash, 0.5}, {Silence, 0.2}, {Oops, 0.15}, {Warn, 0.05}}
+	return []share{{Crash, 0.6}, {Silence, 0.15}, {Oops, 0.14}, {Warn, 0.05}}
 }
 
 // attempts are the kinds that only a machine that tries can suffer.
-func attempts() []share { return []share{{Stuck, 0.05}, {Failed, 0.05}} }
+func attempts() []share { return []share{{Stuck, 0.03}, {Failed, 0.03}} }
 
-// share is a kind's part of the false-halt rate.
+// share is a kind's part of the stake; those of all kinds add up to 1.
 type share struct {
 	kind Harm
 	part float64
@@ -65,7 +62,7 @@ type Stratum struct {
 	// Pool separates machines that are drawn together: "community" (with those that
 	// opted in) and "paid". A machine is only ever compared within its pool.
 	Pool string `json:"pool"`
-	// Kernel is the release, which has the flavour in it; only compared within it.
+	// Kernel is the release, which has the flavour in it.
 	Kernel string `json:"kernel"`
 	// Hardware and Virt are the system's vendor and model, and the hypervisor;
 	// empty when not known.
@@ -74,7 +71,7 @@ type Stratum struct {
 }
 
 // Slices are the names of the groups that a machine of this stratum is tested in,
-// all of its base group first: "", "kernel=6.1.0-47-amd64", "hardware=...",
+// its whole pool first: "", "kernel=6.1.0-47-amd64", "hardware=...",
 // "virt=kvm". A patch that only hurts one of them shows there first.
 func (s Stratum) Slices() []string {
 	out := []string{""}
@@ -89,14 +86,23 @@ func (s Stratum) Slices() []string {
 	return out
 }
 
-// windowCount is the number of Windows.
-const windowCount = 3
+// WindowCount is the number of Windows.
+const WindowCount = 4
 
-// Windows are the times since the load in which a machine counts as exposed: harm
-// by a patch mostly shows at once. The last, 0, is without end. A test mixes all
-// of them, half of its weight on the first.
-func Windows() [windowCount]time.Duration {
-	return [windowCount]time.Duration{15 * time.Minute, time.Hour, 0}
+// Windows are the times since the load by which exposed machines are told apart:
+// harm by a patch mostly shows at once. The last, 0, is without end.
+func Windows() [WindowCount]time.Duration {
+	return [WindowCount]time.Duration{15 * time.Minute, time.Hour, 6 * time.Hour, 0}
+}
+
+// window is the index of the first of Windows that holds this age.
+func window(age time.Duration) int {
+	for w, limit := range Windows() {
+		if age <= limit {
+			return w
+		}
+	}
+	return WindowCount - 1
 }
 
 // Risk counts the machines of one slice that could have sent an event at the time
@@ -105,8 +111,8 @@ func Windows() [windowCount]time.Duration {
 type Risk struct {
 	Online int `json:"online"`
 	// Within counts those of them that had loaded the patch no longer than
-	// Windows()[i] before.
-	Within [windowCount]int `json:"within"`
+	// Windows()[i] before; so no count is below the one before it.
+	Within [WindowCount]int `json:"within"`
 }
 
 // Event is one bad report from a machine of the fleet, with the patch or without:
@@ -129,14 +135,8 @@ type Event struct {
 	Patched bool     `json:"patched"`
 	Age     Duration `json:"age,omitempty"`
 	// Risks has one entry for each of Stratum.Slices, in that order, each counted
-	// within the machine's pool and kernel.
+	// within the machine's pool.
 	Risks []Risk `json:"risks"`
-}
-
-// exposed tells whether the event is one of window w's exposed machines.
-func (e *Event) exposed(w int) bool {
-	limit := Windows()[w]
-	return e.Patched && (limit == 0 || time.Duration(e.Age) <= limit)
 }
 
 // Judging sets the test that halts; what is zero is taken from DefaultJudging.
@@ -144,10 +144,10 @@ type Judging struct {
 	// FalseHalts bounds the chance that a harmless patch is ever halted, over the
 	// whole life of its rollout: 0.0001 is one in 10,000.
 	FalseHalts float64 `json:"false_halts,omitempty" yaml:"false_halts,omitempty"`
-	// Tolerance is the ratio of the patched machines' rate of harm to that of the
-	// others up to which a patch is still called harmless, from 1. What is above 1
-	// is a margin for differences between the groups that are not the patch's:
-	// who is online, and how soon that is noticed.
+	// Tolerance is the ratio of the patched machines' rate of harm to that of all
+	// up to which a patch is still called harmless, 1 to 2. What is above 1 is a
+	// margin for differences between the groups that are not the patch's: who is
+	// online, and how soon that is noticed.
 	Tolerance float64 `json:"tolerance,omitempty" yaml:"tolerance,omitempty"`
 	// TolerateStuck and TolerateFailed are the shares of attempts that may get
 	// stuck or fail; nobody is hurt by those, but too many deserve a look.
@@ -183,25 +183,12 @@ func (j Judging) Validate() error {
 	switch {
 	case !(j.FalseHalts > 0 && j.FalseHalts <= 0.1):
 		return invalid("false_halts %g is not a chance above 0 and at most 0.1", j.FalseHalts)
-	case !(j.Tolerance >= 1 && j.Tolerance < pooledRatios()[0]):
-		return invalid("tolerance %g is not a ratio of at least 1 and below %g", j.Tolerance, pooledRatios()[0])
+	case !(j.Tolerance >= 1 && j.Tolerance <= 2):
+		return invalid("tolerance %g is not a ratio from 1 to 2", j.Tolerance)
 	case !(j.TolerateStuck > 0 && j.TolerateStuck < 0.5) || !(j.TolerateFailed > 0 && j.TolerateFailed < 0.5):
 		return invalid("tolerate_stuck and tolerate_failed are shares above 0 and below 0.5")
 	case !(j.Suspicion >= 1):
 		return invalid("suspicion %g is below 1, where every rollout begins", j.Suspicion)
 	}
 	return nil
-}
-
-// describe names a test for people.
-func describe(kind Harm, slice, signature string) string {
-	var b strings.Builder
-	b.WriteString(string(kind))
-	if signature != "" {
-		fmt.Fprintf(&b, " with signature %s", signature)
-	}
-	if slice != "" {
-		fmt.Fprintf(&b, " on machines with %s", slice)
-	}
-	return b.String()
 }

@@ -1,26 +1,28 @@
 package rollout
 
 import (
-	"cmp"
-	"fmt"
 	"math"
-	"slices"
 	"time"
 )
 
 // Judge weighs the bad reports of one rollout. It is a value that encodes to JSON
 // and back; not safe for concurrent use.
 //
-// It keeps many tests, each a bet against the patch being harmless, and each with
-// a fixed part of one unit of stake. Evidence is what the bets are worth together.
-// While the patch is harmless no bet can be expected to grow, whatever the
-// background rate is and however it changes, so by Ville's inequality the chance
-// that the evidence ever reaches 1/FalseHalts is at most FalseHalts. It may be
-// looked at after every report. docs/rollouts.md has the whole argument.
+// It keeps many bets against the patch being harmless, each with a fixed part of
+// one unit of stake. Evidence is what they are worth together. At each bad report
+// the bets win or lose by whether the sender had loaded the patch, and how long
+// ago, beside how many of the machines online then had. While the patch is
+// harmless no bet can be expected to grow, whatever the background rate is and
+// however it changes, so by Ville's inequality the chance that the evidence ever
+// reaches 1/FalseHalts is at most FalseHalts. It may be looked at after every
+// report. docs/rollouts.md has the whole argument.
 type Judge struct {
 	Settings Judging `json:"settings"`
 	// Tests are those that had an event; the others' stakes are whole.
 	Tests []*Test `json:"tests,omitempty"`
+	// Signatures counts the reports by kind and signature ("crash rip:...") of
+	// those that were not known before.
+	Signatures map[string]*Signature `json:"signatures,omitempty"`
 	// Tries are the outcomes of the attempts to apply the patch.
 	Tries Tries `json:"tries"`
 	// Suspected is when a report last raised suspicion, zero when none did.
@@ -32,6 +34,17 @@ type Judge struct {
 	sum   float64
 }
 
+// Signature counts the reports with one signature.
+type Signature struct {
+	Patched int `json:"patched"`
+	Others  int `json:"others"`
+	// Expected is how many of them patched machines of any age would have sent by
+	// chance.
+	Expected float64 `json:"expected"`
+	// Machines are the patched ones, the first 20.
+	Machines []string `json:"machines,omitempty"`
+}
+
 // Tries counts how attempts to apply the patch ended.
 type Tries struct {
 	Applied int `json:"applied"`
@@ -39,42 +52,57 @@ type Tries struct {
 	Failed  int `json:"failed"`
 }
 
-// Test is the comparison of patched and other machines for one kind of harm: in
-// one slice of the fleet over all signatures, or for one signature that was new
-// when the rollout began.
+// Test is the comparison of patched and other machines for one kind of harm in one
+// slice of the fleet.
 type Test struct {
-	Kind      Harm   `json:"kind"`
-	Slice     string `json:"slice,omitempty"`
-	Signature string `json:"signature,omitempty"`
+	Kind  Harm   `json:"kind"`
+	Slice string `json:"slice,omitempty"`
 	// Weight is the test's part of the stake.
 	Weight float64 `json:"weight"`
-	// Logs are the logarithms of the bets' growth, for each window and ratio.
+	// Logs are the logarithms of the growth of its bets, in the order of bettors.
 	Logs []float64 `json:"logs"`
-	// Events counts all events, Exposed those of exposed machines by window, and
-	// Expected how many of those a harmless patch would have been expected to have.
+	// Events counts all events, Patched those of patched machines by the window of
+	// their age, and Expected how many of those there would be by chance.
 	Events   int                  `json:"events"`
-	Exposed  [windowCount]int     `json:"exposed"`
-	Expected [windowCount]float64 `json:"expected"`
+	Patched  [WindowCount]int     `json:"patched"`
+	Expected [WindowCount]float64 `json:"expected"`
 	// Machines are the patched machines among the events, the first 20.
 	Machines []string `json:"machines,omitempty"`
 }
 
 type testKey struct {
-	kind             Harm
-	slice, signature string
+	kind  Harm
+	slice string
 }
 
-// pooledRatios are the ratios of rates that tests over all signatures bet on.
-func pooledRatios() []float64 { return []float64{3, 10, 50, 500} }
+// bettor is one way to bet. Against a harmless patch each loses on average; which
+// of them wins most tells of the harm.
+type bettor struct {
+	weight float64
+	// grades says how much a bet is on machines whose age is in each window.
+	grades [WindowCount]float64
+	// boldness scales the stakes of stake.
+	boldness float64
+}
 
-// signatureRatios are those that tests of one new signature bet on: a signature
-// that only the patch makes has no bound.
-func signatureRatios() []float64 { return []float64{50, 5000} }
+// bettors bet on harm soon after the load or at any age, boldly or less so.
+func bettors() [4]bettor {
+	soon, ever := [WindowCount]float64{1, 0.3, 0.05, 0}, [WindowCount]float64{1, 1, 1, 1}
+	return [4]bettor{{0.42, soon, 1}, {0.18, soon, 0.1}, {0.28, ever, 1}, {0.12, ever, 0.1}}
+}
 
-// windowWeights are the parts of a test's stake on Windows.
-func windowWeights() [windowCount]float64 { return [windowCount]float64{0.5, 0.25, 0.25} }
+// The stakes on an event, by its signature: how much more often than by chance the
+// bold bettor holds that patched machines send it. A signature that appears on
+// machines without the patch as well says little; one that so far only patched
+// machines had, and now for the second time, says most.
+const (
+	stakeKnown    = 3
+	stakeNone     = 30
+	stakeNew      = 300
+	stakeRepeated = 5000
+)
 
-// maxMachines bounds Test.Machines.
+// maxMachines bounds the lists of machines kept for people.
 const maxMachines = 20
 
 // NewJudge starts a rollout's judge.
@@ -95,24 +123,77 @@ func (j *Judge) Observe(e Event) bool {
 		return false
 	}
 	before := j.Evidence()
-	forSlices, forSignatures := part, 0.0
-	if e.Kind != Silence {
-		forSlices, forSignatures = part/2, part/2
-	}
+	stake := j.stake(&e)
 	for i, slice := range e.Stratum.Slices() {
 		if i < len(e.Risks) {
-			j.bet(&e, testKey{e.Kind, slice, ""}, forSlices/2, e.Risks[i])
+			j.bet(&e, testKey{e.Kind, slice}, part, stake, e.Risks[i].of(&e))
 		}
 	}
-	if e.Signature != "" && !e.Known && forSignatures > 0 {
-		j.bet(&e, testKey{e.Kind, "", e.Signature}, forSignatures, e.Risks[0])
-	}
+	j.remember(&e)
 	after := j.Evidence()
 	if after >= j.Settings.Suspicion && after >= 2*before {
 		j.Suspected = e.At
 		return true
 	}
 	return false
+}
+
+// stake is the bold bettor's stake on e, from what is known before e.
+func (j *Judge) stake(e *Event) float64 {
+	switch s := j.Signatures[e.name()]; {
+	case e.Signature == "":
+		return stakeNone
+	case e.Known || s != nil && s.Others > 0:
+		return stakeKnown
+	case s == nil:
+		return stakeNew
+	}
+	return stakeRepeated
+}
+
+// name is the key of e's signature.
+func (e *Event) name() string { return string(e.Kind) + " " + e.Signature }
+
+// remember counts e's signature.
+func (j *Judge) remember(e *Event) {
+	if e.Signature == "" || e.Known {
+		return
+	}
+	if j.Signatures == nil {
+		j.Signatures = map[string]*Signature{}
+	}
+	s := j.Signatures[e.name()]
+	if s == nil {
+		s = &Signature{}
+		j.Signatures[e.name()] = s
+	}
+	risk := e.Risks[0].of(e)
+	s.Expected += float64(risk.Within[WindowCount-1]) / float64(risk.Online)
+	if !e.Patched {
+		s.Others++
+		return
+	}
+	s.Patched++
+	if len(s.Machines) < maxMachines {
+		s.Machines = append(s.Machines, e.Machine)
+	}
+}
+
+// of is r with e's sender in it, however the counts were read.
+func (r Risk) of(e *Event) Risk {
+	least := 0
+	for w := range r.Within {
+		if e.Patched && window(time.Duration(e.Age)) <= w {
+			least = max(least, 1)
+		}
+		least = max(least, r.Within[w])
+		r.Within[w] = least
+	}
+	if !e.Patched {
+		least++
+	}
+	r.Online = max(r.Online, least)
+	return r
 }
 
 // partOf is the part of the stake of a kind that has a control group; else 0.
@@ -125,44 +206,31 @@ func partOf(kind Harm) float64 {
 	return 0
 }
 
-// rankWeight is the weight of the k-th thing of a list that nobody can know in
-// advance: slices and signatures in the order in which they first had an event.
-// The weights c/((k+c-1)(k+c)) for k = 1, 2, ... add up to 1.
-func rankWeight(k int, c float64) float64 {
-	return c / ((float64(k) + c - 1) * (float64(k) + c))
-}
-
-// bet lets the test of key observe e; a new test gets its weight of part.
-func (j *Judge) bet(e *Event, key testKey, part float64, risk Risk) {
+// bet lets the test of key observe e; a new test gets its weight of part. The
+// whole pool has 0.6 of it. The slices share the rest by the order of their first
+// event, whoever had it, since nobody can list them in advance: the weights
+// 4/((k+3)(k+4)) for k = 1, 2, ... add up to 1.
+func (j *Judge) bet(e *Event, key testKey, part, stake float64, risk Risk) {
 	j.prepare()
 	t, ok := j.index[key]
 	if !ok {
-		t = &Test{Kind: key.kind, Slice: key.slice, Signature: key.signature, Weight: part * j.weight(key)}
-		t.Logs = make([]float64, windowCount*len(t.ratios()))
+		weight := 0.6 * part
+		if key.slice != "" {
+			k := 1.0
+			for _, t := range j.Tests {
+				if t.Kind == key.kind && t.Slice != "" {
+					k++
+				}
+			}
+			weight = 0.4 * part * 4 / ((k + 3) * (k + 4))
+		}
+		t = &Test{Kind: key.kind, Slice: key.slice, Weight: weight, Logs: make([]float64, len(bettors()))}
 		j.index[key] = t
 		j.Tests = append(j.Tests, t)
 	}
 	before := t.worth()
-	t.observe(e, risk, j.Settings.Tolerance)
+	t.observe(e, stake, risk, j.Settings.Tolerance)
 	j.sum += t.worth() - before
-}
-
-// weight is a new test's share of the stake of its sort. Slices and signatures
-// are ranked in the order of their first event, whoever had it.
-func (j *Judge) weight(key testKey) float64 {
-	rank := 1
-	for _, t := range j.Tests {
-		if t.Kind == key.kind && (t.Slice != "") == (key.slice != "") && (t.Signature != "") == (key.signature != "") {
-			rank++
-		}
-	}
-	switch {
-	case key.signature != "":
-		return rankWeight(rank, 1)
-	case key.slice != "":
-		return rankWeight(rank, 4)
-	}
-	return 1
 }
 
 // prepare makes what is not encoded.
@@ -172,48 +240,41 @@ func (j *Judge) prepare() {
 	}
 	j.index, j.sum = map[testKey]*Test{}, 0
 	for _, t := range j.Tests {
-		j.index[testKey{t.Kind, t.Slice, t.Signature}] = t
+		j.index[testKey{t.Kind, t.Slice}] = t
 		j.sum += t.worth() - t.Weight
 	}
 }
 
-func (t *Test) ratios() []float64 {
-	if t.Signature != "" {
-		return signatureRatios()
-	}
-	return pooledRatios()
-}
-
-// observe lets the bets win or lose. That an event strikes an exposed machine has,
-// while those fail at most tolerance times as often as the others, at most the
-// chance rho n1/(rho n1 + n0); a bet on ratio theta pays by the likelihood ratio of
-// theta to rho.
-func (t *Test) observe(e *Event, risk Risk, tolerance float64) {
+// observe lets the bets win or lose. With g the grade of the sender (0 without the
+// patch), G the mean grade of all machines at risk and c the stake, a bet grows by
+// (1 + c g) / (1 + c tolerance G). As long as no machine with the patch fails more
+// than tolerance times as often as machines do on average, g is in the mean at
+// most tolerance G, and the bet does not grow in the mean.
+func (t *Test) observe(e *Event, stake float64, risk Risk, tolerance float64) {
 	t.Events++
-	if e.Patched && len(t.Machines) < maxMachines {
-		t.Machines = append(t.Machines, e.Machine)
+	at := WindowCount // of those without the patch
+	if e.Patched {
+		at = window(time.Duration(e.Age))
+		t.Patched[at]++
+		if len(t.Machines) < maxMachines {
+			t.Machines = append(t.Machines, e.Machine)
+		}
 	}
-	ratios := t.ratios()
-	for w := range windowCount {
-		hit := e.exposed(w)
-		exposed, others := float64(risk.Within[w]), float64(risk.Online-risk.Within[w])
-		if hit {
-			t.Exposed[w]++
-			exposed = max(exposed, 1)
-		} else {
-			others = max(others, 1)
+	var share [WindowCount]float64
+	younger := 0
+	for w, n := range risk.Within {
+		share[w] = float64(n-younger) / float64(risk.Online)
+		t.Expected[w] += share[w]
+		younger = n
+	}
+	for i, b := range bettors() {
+		c, mean := stake*b.boldness, 0.0
+		for w, g := range b.grades {
+			mean += g * share[w]
 		}
-		if exposed <= 0 || others <= 0 {
-			t.Expected[w] += exposed / max(exposed+others, 1)
-			continue
-		}
-		t.Expected[w] += exposed / (exposed + others)
-		for i, theta := range ratios {
-			log := math.Log((tolerance*exposed + others) / (theta*exposed + others))
-			if hit {
-				log += math.Log(theta / tolerance)
-			}
-			t.Logs[w*len(ratios)+i] += log
+		t.Logs[i] -= math.Log1p(c * min(tolerance*mean, 1))
+		if at < WindowCount {
+			t.Logs[i] += math.Log1p(c * b.grades[at])
 		}
 	}
 }
@@ -221,20 +282,10 @@ func (t *Test) observe(e *Event, risk Risk, tolerance float64) {
 // worth is what the test's stake has become.
 func (t *Test) worth() float64 {
 	sum := 0.0
-	for w := range windowCount {
-		sum += windowWeights()[w] * t.growth(w)
+	for i, b := range bettors() {
+		sum += b.weight * math.Exp(min(t.Logs[i], 600)) // e^709 is the largest float64
 	}
 	return t.Weight * sum
-}
-
-// growth is the growth of the test's bets of one window.
-func (t *Test) growth(w int) float64 {
-	n := len(t.ratios())
-	sum := 0.0
-	for _, log := range t.Logs[w*n : (w+1)*n] {
-		sum += math.Exp(min(log, 600)) // e^709 is the largest float64
-	}
-	return sum / float64(n)
 }
 
 // growth is what a stake of 1 on too many attempts ending badly has become: k of
@@ -268,109 +319,4 @@ func (j *Judge) Evidence() float64 {
 		evidence += s.part * (g - 1)
 	}
 	return evidence
-}
-
-// Verdict is what the evidence says so far.
-type Verdict string
-
-// The verdicts.
-const (
-	Unknown Verdict = "unknown"
-	Healthy Verdict = "healthy"
-	Harmful Verdict = "harmful"
-)
-
-// Assessment is a verdict with the numbers behind it, for people.
-type Assessment struct {
-	Verdict Verdict   `json:"verdict"`
-	At      time.Time `json:"at"`
-	// Evidence is what a stake of 1 against the patch has become; Threshold, where
-	// it halts.
-	Evidence  float64 `json:"evidence"`
-	Threshold float64 `json:"threshold"`
-	// FalseHalts is the chance that a harmless patch ever gets there.
-	FalseHalts float64 `json:"false_halts"`
-	// Summary is one sentence.
-	Summary string `json:"summary"`
-	// Findings are the strongest tests, strongest first, at most 5.
-	Findings []Finding `json:"findings,omitempty"`
-	Progress Progress  `json:"progress"`
-	Tries    Tries     `json:"tries"`
-}
-
-// Finding is one test's share of the evidence.
-type Finding struct {
-	Kind      Harm   `json:"kind"`
-	Slice     string `json:"slice,omitempty"`
-	Signature string `json:"signature,omitempty"`
-	// Exposed of Events came from machines that had loaded the patch within Window
-	// (0: at any time); of a harmless patch Expected would have.
-	Exposed  int      `json:"exposed"`
-	Events   int      `json:"events"`
-	Expected float64  `json:"expected"`
-	Window   Duration `json:"window"`
-	// Evidence is the test's part of Assessment.Evidence.
-	Evidence float64 `json:"evidence"`
-	// Machines are patched machines among the events, at most 20.
-	Machines []string `json:"machines,omitempty"`
-	// Text says all that in one sentence.
-	Text string `json:"text"`
-}
-
-// Assess gives the verdict on r's patch at now.
-func (j *Judge) Assess(r *Rollout, p Progress, now time.Time) Assessment {
-	a := Assessment{Verdict: Unknown, At: now, Evidence: j.Evidence(), Threshold: 1 / j.Settings.FalseHalts,
-		FalseHalts: j.Settings.FalseHalts, Progress: p, Tries: j.Tries}
-	needed := healthyNeeded(r.CurrentStage(), p)
-	switch {
-	case a.Evidence >= a.Threshold:
-		a.Verdict, a.Findings = Harmful, j.findings()
-		a.Summary = fmt.Sprintf("The patch hurts machines: %s", a.Findings[0].Text)
-	case r.Cautious(now):
-		a.Findings = j.findings()
-		a.Summary = fmt.Sprintf("Not known: a suspicious report at %s is being looked into with few machines.", r.CautionSince.UTC().Format("15:04 UTC"))
-	case p.Healthy < needed:
-		a.Summary = fmt.Sprintf("Not known: %d machines are healthy, %d are needed.", p.Healthy, needed)
-	default:
-		a.Verdict, a.Findings = Healthy, j.findings()
-		a.Summary = fmt.Sprintf("Healthy: %d machines got through their watch.", p.Healthy)
-	}
-	return a
-}
-
-// findings are the tests that hold more than their stake, strongest first.
-func (j *Judge) findings() []Finding {
-	var out []Finding
-	for _, t := range j.Tests {
-		if worth := t.worth(); worth > t.Weight {
-			out = append(out, t.finding(worth))
-		}
-	}
-	for _, s := range attempts() {
-		if bad, all, g := j.tries(s.kind); g > 1 {
-			out = append(out, Finding{Kind: s.kind, Exposed: bad, Events: all, Evidence: s.part * g,
-				Text: fmt.Sprintf("%d of %d attempts to apply it ended as %s.", bad, all, s.kind)})
-		}
-	}
-	slices.SortStableFunc(out, func(a, b Finding) int { return cmp.Compare(b.Evidence, a.Evidence) })
-	return out[:min(len(out), 5)]
-}
-
-// finding tells of the test's strongest window.
-func (t *Test) finding(worth float64) Finding {
-	best := 0
-	for w := range windowCount {
-		if windowWeights()[w]*t.growth(w) > windowWeights()[best]*t.growth(best) {
-			best = w
-		}
-	}
-	f := Finding{Kind: t.Kind, Slice: t.Slice, Signature: t.Signature, Exposed: t.Exposed[best], Events: t.Events,
-		Expected: t.Expected[best], Window: Duration(Windows()[best]), Evidence: worth, Machines: t.Machines}
-	since := "at any time"
-	if f.Window != 0 {
-		since = "within " + f.Window.String()
-	}
-	f.Text = fmt.Sprintf("%d of %d reports of %s came from machines that had loaded the patch %s before; by chance %.2g would have.",
-		f.Exposed, f.Events, describe(t.Kind, t.Slice, t.Signature), since, f.Expected)
-	return f
 }

@@ -1,0 +1,344 @@
+package sim
+
+import (
+	"math"
+	"time"
+
+	"livepatch/internal/rollout"
+)
+
+// count adds m to (by 1) or takes it out of (by -1) the groups of those online.
+func (w *world) count(m int32, by int) {
+	x := &w.ms[m]
+	x.online = by > 0
+	groups := &w.cells[x.cell].groups
+	for _, g := range groups {
+		w.online[g] += by
+	}
+	for i, limit := range rollout.Windows() {
+		bit := uint8(1) << i
+		if by > 0 && x.loaded >= 0 && (limit == 0 || w.now-x.loaded <= instant(limit)) {
+			x.windows |= bit
+		}
+		if x.windows&bit == 0 {
+			continue
+		}
+		for _, g := range groups {
+			w.within[i][g] += by
+		}
+		if by < 0 {
+			x.windows &^= bit
+		}
+	}
+}
+
+// age takes the oldest load out of a window.
+func (w *world) age(window int) {
+	l := w.loads[w.aging[window]]
+	w.aging[window]++
+	x, bit := &w.ms[l.m], uint8(1)<<window
+	if x.loaded == l.at && x.windows&bit != 0 {
+		x.windows &^= bit
+		for _, g := range w.cells[x.cell].groups {
+			w.within[window][g]--
+		}
+	}
+}
+
+// strike is a crash, a vanishing or a leaving of a machine that is online.
+func (w *world) strike(what int, m int32) {
+	switch what {
+	case crashes:
+		w.goDown(m, background(w.rng), false)
+	case vanishes:
+		back := w.after(vanishHours)
+		w.goSilent(m, back)
+	case leaves:
+		x := &w.ms[m]
+		w.count(m, -1)
+		if x.pending {
+			w.rule.left(int(x.order))
+		}
+		w.push(event{at: w.after(leaveHours), m: m, kind: returns})
+	}
+}
+
+// goDown crashes m: it reboots and reports, or it is never heard of until somebody
+// comes.
+func (w *world) goDown(m int32, signature int32, silently bool) {
+	if silently {
+		w.goSilent(m, w.after(deadHours))
+		return
+	}
+	w.count(m, -1)
+	reboot := minutes(rebootLeast + (rebootMost-rebootLeast)*w.rng.Float64())
+	w.push(event{at: w.now + reboot, m: m, kind: reports, signature: signature})
+}
+
+// goSilent takes m away until back; if that is long enough, it will be noticed.
+func (w *world) goSilent(m int32, back instant) {
+	x := &w.ms[m]
+	s := silence{grant: grant{at: w.now, m: m}, order: -1}
+	if back-w.now > minutes(noticeAfter) {
+		s.event = w.report(m, rollout.Silence, 0)
+		if x.loaded >= 0 && w.now-x.loaded <= instant(w.cfg.Policy.Watch) {
+			s.order = x.order
+		}
+		w.silent = append(w.silent, s)
+	}
+	w.count(m, -1)
+	w.push(event{at: back, m: m, kind: returns})
+}
+
+// happen is an event of one machine.
+func (w *world) happen(e event) {
+	x := &w.ms[e.m]
+	switch e.kind {
+	case dies:
+		if !x.online || x.loaded < 0 {
+			return // it crashed or left before
+		}
+		f := w.fleet.fate(w.cfg, e.m)
+		w.goDown(e.m, f.signature, f.silent)
+	case reports:
+		w.crashed(e.m, e.signature)
+	case returns:
+		if x.quiet {
+			x.quiet = false
+			w.rule.back(int(x.order))
+		}
+		w.count(e.m, 1)
+		w.enlist(e.m)
+	}
+}
+
+// crashed is the report of m, which has just booted again. Its boot guard does not
+// load the patch again.
+func (w *world) crashed(m int32, signature int32) {
+	x := &w.ms[m]
+	e := w.report(m, rollout.Crash, signature)
+	loaded, order := x.loaded, x.order
+	x.loaded = -1
+	w.count(m, 1)
+	w.enlist(m)
+	if x.pending {
+		x.pending = false
+		w.progress.Pending--
+	}
+	if loaded >= 0 && w.now-loaded <= minutes(60) && w.rule.failed(int(order)) {
+		w.halt("failures")
+	}
+	w.observe(e)
+}
+
+// notice is when m has not been heard of for long enough.
+func (w *world) notice(s *silence) {
+	if s.order >= 0 {
+		w.ms[s.m].quiet = true
+		if w.rule.silent(int(s.order)) {
+			w.halt("silence")
+		}
+	}
+	w.observe(s.event)
+}
+
+// report is what a bad report of m says, and what m is compared with. Crashes of
+// machines that are rebooting are counted among those online.
+func (w *world) report(m int32, kind rollout.Harm, s int32) rollout.Event {
+	x := &w.ms[m]
+	if s == signatureNew {
+		w.unique++
+	}
+	c := &w.cells[x.cell]
+	e := rollout.Event{Kind: kind, At: w.now.time(), Machine: w.ids[m], Signature: signature(s, w.unique),
+		Known: s >= 1 && s <= knownSignatures, Stratum: c.stratum, Patched: x.loaded >= 0,
+		Age: rollout.Duration(w.now - x.loaded), Risks: make([]rollout.Risk, len(c.groups))}
+	for i, g := range c.groups {
+		r := rollout.Risk{Online: w.online[g]}
+		if !x.online {
+			r.Online++
+		}
+		for win, limit := range rollout.Windows() {
+			r.Within[win] = w.within[win][g]
+			if !x.online && e.Patched && (limit == 0 || time.Duration(e.Age) <= limit) {
+				r.Within[win]++
+			}
+		}
+		e.Risks[i] = r
+	}
+	return e
+}
+
+// observe tells the judge of a machine's first event of its kind.
+func (w *world) observe(e rollout.Event) {
+	if !w.real {
+		return
+	}
+	var m int32
+	for _, c := range e.Machine[1:] {
+		m = m*10 + int32(c-'0')
+	}
+	bit := uint8(1)
+	if e.Kind == rollout.Silence {
+		bit = 2
+	}
+	if w.ms[m].seen&bit != 0 {
+		return
+	}
+	w.ms[m].seen |= bit
+	defer func() {
+		if trace != nil && e.Patched {
+			trace([]any{w.now.time().Format("15:04"), e.Kind, e.Signature, e.Known, e.Age, e.Risks[0], w.out.got, w.progress.Pending, w.judge.Evidence()})
+		}
+	}()
+	if w.judge.Observe(e) || w.judge.Evidence() >= 1/w.judge.Settings.FalseHalts {
+		w.tick = 0
+		w.ask()
+	}
+}
+
+// halt ends the run by a rule's word.
+func (w *world) halt(string) {
+	w.out.halted, w.out.at = true, w.now
+}
+
+// advance asks rollout.Advance once a minute, once the stage has soaked.
+func (w *world) advance() {
+	now := w.now.time()
+	if w.now < w.tick || now.Before(w.rollout.SoakedAt()) || w.rollout.Stage+1 >= len(w.rollout.Policy.Stages) {
+		return
+	}
+	w.tick = w.now + minutes(1)
+	w.ask()
+}
+
+// ask lets rollout.Advance move the rollout.
+func (w *world) ask() {
+	before := w.rollout.State
+	next, change := rollout.Advance(w.rollout, w.judge, w.progress, w.now.time())
+	if change == nil {
+		return
+	}
+	if next.State == rollout.Halted {
+		w.halt(next.Reason)
+		w.rollout.State = before
+		return
+	}
+	stage := w.rollout.Stage
+	w.rollout = next
+	if next.Stage != stage {
+		w.enter()
+	}
+}
+
+// enter lists the machines of the stage just entered.
+func (w *world) enter() {
+	w.waiting = w.waiting[:0]
+	w.progress.Eligible, w.progress.Drawn = 0, 0
+	for i := range w.ms {
+		m := int32(i)
+		if !w.eligible(m) {
+			continue
+		}
+		w.progress.Eligible++
+		if w.fleet.draws[m] < w.rollout.CurrentStage().Share {
+			w.progress.Drawn++
+			if w.ms[m].online {
+				w.enlist(m)
+			}
+		}
+	}
+}
+
+// eligible tells whether the stage's tier may draw m.
+func (w *world) eligible(m int32) bool {
+	return w.rollout.State == rollout.General || w.cells[w.ms[m].cell].stratum.Pool == "community"
+}
+
+// enlist adds m, which is online, to those that wait for a grant if it is drawn.
+// Decide has the last word when its turn comes.
+func (w *world) enlist(m int32) {
+	if !w.ms[m].got && w.eligible(m) && w.fleet.draws[m] < w.rollout.CurrentStage().Share {
+		w.waiting = append(w.waiting, m)
+	}
+}
+
+// pump lets waiting machines check in while grants are to be had, as the service
+// wakes them. Each gets what rollout.Decide says.
+func (w *world) pump() {
+	for !w.out.halted && len(w.waiting) > 0 && !w.rule.hold() {
+		limit := w.rollout.PendingLimit(w.progress, w.now.time())
+		if limit >= 0 && w.progress.Pending >= limit {
+			return
+		}
+		m := w.waiting[len(w.waiting)-1]
+		x := &w.ms[m]
+		if !x.online || x.got {
+			w.waiting = w.waiting[:len(w.waiting)-1]
+			continue
+		}
+		w.asking[0].Progress = w.progress
+		if rollout.Decide(w.asker(m), w.asking, w.now.time()).Answer != rollout.Grant {
+			return
+		}
+		w.waiting = w.waiting[:len(w.waiting)-1]
+		w.load(m)
+	}
+}
+
+// asker is m as Decide sees it.
+func (w *world) asker(m int32) rollout.Machine {
+	out := rollout.Machine{ID: w.ids[m], Plan: rollout.PlanCommunity, Kernel: simKernel()}
+	switch {
+	case w.ms[m].optIn:
+		out.Plan, out.OptIn = "standard", "canary"
+	case w.cells[w.ms[m].cell].stratum.Pool != "community":
+		out.Plan = "standard"
+	}
+	return out
+}
+
+// load is m using its grant: it takes seconds.
+func (w *world) load(m int32) {
+	x := &w.ms[m]
+	x.got = true
+	w.progress.Granted++
+	if w.rng.Float64() < refused {
+		w.judge.ObserveTries(rollout.Tries{Failed: 1})
+	} else {
+		w.judge.ObserveTries(rollout.Tries{Applied: 1})
+		w.count(m, -1)
+		x.loaded, x.order, x.pending = w.now, int32(w.out.got), true
+		w.count(m, 1)
+		w.progress.Pending++
+		g := grant{at: w.now, m: m}
+		w.grants, w.loads = append(w.grants, g), append(w.loads, g)
+		w.rule.granted(w.out.got)
+		w.out.got++
+		if w.cells[x.cell].hit && w.cfg.Lethal > 0 {
+			if f := w.fleet.fate(w.cfg, m); f.dies {
+				w.out.killed++
+				w.push(event{at: w.now + f.delay, m: m, kind: dies})
+			}
+		}
+	}
+	if w.out.full < 0 && w.progress.Granted >= int(math.Ceil(fullShare*float64(len(w.ms)))) {
+		w.out.full = w.now
+	}
+}
+
+// endWatch is when m's grant is no longer pending.
+func (w *world) endWatch(m int32) {
+	x := &w.ms[m]
+	if !x.pending {
+		return
+	}
+	x.pending = false
+	w.progress.Pending--
+	if x.online {
+		w.progress.Healthy++
+		w.rule.success(int(x.order))
+	}
+}
+
+var trace func(any)
