@@ -429,11 +429,13 @@ func (d direct) RoundTrip(req *http.Request) (*http.Response, error) {
 		req.Body = http.NoBody
 	}
 	r, w := io.Pipe()
-	rec := &recorder{header: http.Header{}, pipe: w, started: make(chan struct{})}
+	started := make(chan struct{})
+	rec := &recorder{header: http.Header{}, pipe: w, started: started}
 	go func() {
 		defer func() {
 			if e := recover(); e != nil {
 				_ = w.CloseWithError(io.ErrUnexpectedEOF)
+				rec.start(0)
 				return
 			}
 			rec.start(http.StatusOK)
@@ -442,9 +444,12 @@ func (d direct) RoundTrip(req *http.Request) (*http.Response, error) {
 		d.srv.ServeHTTP(rec, req)
 	}()
 	select {
-	case <-rec.started:
+	case <-started:
 	case <-req.Context().Done():
 		return nil, req.Context().Err()
+	}
+	if rec.status == 0 {
+		return nil, io.ErrUnexpectedEOF
 	}
 	context.AfterFunc(req.Context(), func() { _ = r.CloseWithError(req.Context().Err()) })
 	return &http.Response{StatusCode: rec.status, Status: http.StatusText(rec.status), Header: rec.header, Body: r, Request: req, ContentLength: -1}, nil
@@ -466,6 +471,7 @@ func (r *recorder) start(status int) {
 		r.status = status
 		if r.started != nil {
 			close(r.started)
+			r.started = nil
 		}
 	}
 }
