@@ -46,7 +46,7 @@ const (
 func (c *callers) find(req *http.Request, kind right, lookup func(context.Context, string) (string, error)) (caller, error) {
 	scheme, credential, ok := strings.Cut(req.Header.Get("Authorization"), " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") || credential == "" {
-		return caller{}, livepatch.Errorf(livepatch.CodeUnauthorized, "this needs the credential of a %s (Authorization: Bearer ...)", kind)
+		return caller{}, livepatch.Errorf(livepatch.CodeUnauthorized, "this is for %ss only and needs their credential (Authorization: Bearer ...)", kind)
 	}
 	hash := store.Hash(credential)
 	c.mu.Lock()

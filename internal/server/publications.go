@@ -24,12 +24,10 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request, who caller) err
 	if err != nil {
 		return err
 	}
-	canonical, err := json.Marshal(p) // maps in order of their keys
+	pending, err := begin(p, who)
 	if err != nil {
-		return fmt.Errorf("encode publication: %w", err)
+		return err
 	}
-	sum := sha256.Sum256(canonical)
-	pending := store.PendingPublication{ID: hex.EncodeToString(sum[:]), Actor: who.actor(), Publication: p}
 	ctx := context.WithoutCancel(r.Context())
 	s.publishing.Lock()
 	defer s.publishing.Unlock()
@@ -43,6 +41,17 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request, who caller) err
 		}
 	}
 	return s.reply(w, http.StatusOK, struct{}{})
+}
+
+// begin gives a publication an id by its content, so that it is the same one when
+// it is sent again.
+func begin(p api.Publication, who caller) (store.PendingPublication, error) {
+	canonical, err := json.Marshal(p) // maps in order of their keys
+	if err != nil {
+		return store.PendingPublication{}, fmt.Errorf("encode publication: %w", err)
+	}
+	sum := sha256.Sum256(canonical)
+	return store.PendingPublication{ID: hex.EncodeToString(sum[:]), Actor: who.actor(), Publication: p}, nil
 }
 
 // finish does what is left of a publication, from wherever it stopped.
