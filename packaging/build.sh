@@ -5,18 +5,19 @@
 #
 # into DIR (default dist), all three when none is named. ARCH is amd64, arm64 or
 # s390x (default: this machine's). The same commit gives the same bytes: times are
-# the commit's, paths are trimmed, and nothing else goes in.
+# the commit's, paths are trimmed, and nothing else goes in. STAMP=false leaves the
+# commit out.
 set -eu
 cd "$(dirname "$0")/.."
 out=${1:-dist}
 [ $# -eq 0 ] || shift
 [ $# -gt 0 ] || set -- livepatch livepatch-server livepatch-admin
 
-stamp=false
 if git rev-parse --verify --quiet HEAD >/dev/null 2>&1; then
-	stamp=true
+	: "${STAMP:=true}"
 	: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct)}"
 fi
+: "${STAMP:=false}"
 : "${SOURCE_DATE_EPOCH:=$(stat -c %Y CHANGELOG.md)}"
 : "${ARCH:=$(go env GOARCH)}"
 STAGE=$(mktemp -d)
@@ -33,7 +34,7 @@ manual() {
 
 # program NAME: the program for the package.
 program() {
-	GOARCH=$ARCH go build -trimpath -buildvcs=$stamp -ldflags='-s -w' -o "$STAGE/bin/$1" "./cmd/$1"
+	GOARCH=$ARCH go build -trimpath -buildvcs=$STAMP -ldflags='-s -w' -o "$STAGE/bin/$1" "./cmd/$1"
 }
 
 # texts NAME: completion and manual pages, from a build for this machine.
@@ -65,5 +66,6 @@ for package in "$@"; do
 	*) VERSION=0.0.0~devel ;;
 	esac
 	export VERSION
+	rm -f "$out/${package}"_*_"$ARCH.deb"
 	"$STAGE/mkdeb" "packaging/$package/nfpm.yaml" "$out"
 done

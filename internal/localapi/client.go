@@ -70,8 +70,8 @@ func (c *Client) Disable(ctx context.Context) (DisableResponse, error) {
 }
 
 // Refresh checks with the server now and does what the check says. Root only.
-func (c *Client) Refresh(ctx context.Context) (RefreshResponse, error) {
-	return call[RefreshResponse](ctx, c, RouteRefresh, nil)
+func (c *Client) Refresh(ctx context.Context, r RefreshRequest) (RefreshResponse, error) {
+	return call[RefreshResponse](ctx, c, RouteRefresh, r)
 }
 
 // Unload disables and removes the loaded livepatch. Root only.

@@ -75,7 +75,7 @@ func TestClientUnreachable(t *testing.T) {
 		cancel()
 		<-r.Context().Done()
 	})
-	_, err = localapi.NewClient(hangs).Refresh(ctx)
+	_, err = localapi.NewClient(hangs).Refresh(ctx, localapi.RefreshRequest{})
 	if livepatch.CodeOf(err) != livepatch.CodeUnavailable || !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted: %v", err)
 	}
