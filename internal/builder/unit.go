@@ -1,0 +1,246 @@
+package builder
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"livepatch/internal/elfdiff"
+	"livepatch/internal/elfobj"
+	"livepatch/internal/klp"
+)
+
+// unit is one source file of the fix, compiled and compared.
+type unit struct {
+	source string
+	cmd    *Command
+	// object is what the file is linked into: vmlinux or a module.
+	object *object
+	plain  *elfobj.File
+	// old and new are the original and the patched object.
+	old, new *elfobj.File
+	result   *elfdiff.Result
+	locator  *locator
+}
+
+// Flags of the variants. The order of functions and the numbering of names do not
+// depend on them; debugging information is wanted for structure layouts only.
+var sectionFlags = []string{"-ffunction-sections", "-fdata-sections"}
+
+// compileUnit makes the three objects: as shipped, for the proof, and original and
+// patched with a section for each function and variable. A fix that does not compile
+// is a refusal.
+func (bd *Builder) compileUnit(ctx context.Context, t *Tree, f *fix, work string, u *unit) error {
+	name := strings.ReplaceAll(strings.TrimSuffix(u.source, ".c"), "/", "_")
+	path := func(kind string) string { return filepath.Join(work, name+"."+kind+".o") }
+	parse := func(kind string) (*elfobj.File, error) {
+		raw, err := os.ReadFile(path(kind))
+		if err != nil {
+			return nil, err
+		}
+		return elfobj.Parse(raw)
+	}
+	steps := []struct {
+		kind, root string
+		flags      []string
+		into       **elfobj.File
+	}{
+		{"plain", t.Dir, []string{"-g0"}, &u.plain},
+		{"old", t.Dir, sectionFlags, &u.old},
+		{"new", f.shadow, sectionFlags, &u.new},
+	}
+	for _, s := range steps {
+		if err := t.compile(ctx, s.root, u.cmd, u.source, path(s.kind), s.flags...); err != nil {
+			var ee *ExecError
+			if s.kind == "new" && errors.As(err, &ee) && ctx.Err() == nil {
+				return refuse(elfdiff.ReasonCompile, u.source, "", "the fixed file does not compile: "+firstError(ee.Output),
+					"Give all files of the fix together, as the distribution backported it.")
+			}
+			return fmt.Errorf("compile %s: %w", u.source, err)
+		}
+		var err error
+		if *s.into, err = parse(s.kind); err != nil {
+			return fmt.Errorf("read object of %s: %w", u.source, err)
+		}
+	}
+	return nil
+}
+
+// diffUnit compares the unit's objects, structure layouts included.
+func (u *unit) diff() error {
+	old, err := elfdiff.NewGraph(u.old)
+	if err != nil {
+		return fmt.Errorf("read original object of %s: %w", u.source, err)
+	}
+	new, err := elfdiff.NewGraph(u.new)
+	if err != nil {
+		return fmt.Errorf("read patched object of %s: %w", u.source, err)
+	}
+	u.result = elfdiff.Diff(old, new)
+	return nil
+}
+
+// proveUnit holds the original of every replaced function against the shipped bytes.
+func (u *unit) prove() []Refusal {
+	u.locator = newLocator(u.object, u.plain)
+	var out []Refusal
+	for _, p := range u.result.Changed {
+		if err := u.locator.prove(p.Old); err != nil {
+			out = append(out, Refusal{
+				Code: elfdiff.ReasonIdentity, File: u.source, Function: p.Old.Name, Reason: err.Error(),
+				Advice: "Check that the sources, the configuration and the compiler are those of the shipped kernel.",
+			})
+		}
+	}
+	return out
+}
+
+// bind finds what the unit's livepatch code refers to and does not carry.
+func (b *build) bind(ctx context.Context, u *unit) func(*elfdiff.Item) (klp.Binding, error) {
+	return func(it *elfdiff.Item) (klp.Binding, error) {
+		if it.Kind == elfdiff.Undefined {
+			return b.bindName(ctx, u, it.Name)
+		}
+		old := u.result.Original(it)
+		if old == nil {
+			return klp.Binding{}, unresolved(u, it.Name, "the fix refers to a new "+it.Name+" in section "+it.Section.Name+", which a livepatch cannot carry")
+		}
+		if old.Init() {
+			return klp.Binding{}, refuse(elfdiff.ReasonInit, u.source, it.Name, "the fix refers to "+it.Name+", which is in memory only while the kernel or module starts", "Reboot into the fixed kernel.")
+		}
+		if e, ok := b.exported(old.Name); ok && u.object.name == "vmlinux" {
+			return e, nil
+		}
+		i, err := u.locator.locate(old)
+		if err != nil {
+			return klp.Binding{}, refuse(elfdiff.ReasonAmbiguous, u.source, it.Name, err.Error(), "Avoid the use of "+it.Name+" in the fix, or report this as a shortcoming of the builder.")
+		}
+		return klp.Binding{Object: u.object.name, Name: u.object.symbols[i].name, Position: u.object.position(i)}, nil
+	}
+}
+
+func unresolved(u *unit, name, reason string) error {
+	return refuse(elfdiff.ReasonSymbol, u.source, name, reason, "Give all files of the fix together; or reboot into the fixed kernel.")
+}
+
+// exported tells whether the module loader can resolve the name: vmlinux exports it,
+// outside of any namespace.
+func (b *build) exported(name string) (klp.Binding, bool) {
+	e, ok := b.kernel.exports[name]
+	if !ok || e.module != "vmlinux" || e.namespace != "" {
+		return klp.Binding{}, false
+	}
+	return klp.Binding{Exported: name}, true
+}
+
+// bindName resolves a name that the unit's object does not define, in the order in
+// which it could be meant: another file of the fix, the unit's own module, the
+// kernel, another module.
+func (b *build) bindName(ctx context.Context, u *unit, name string) (klp.Binding, error) {
+	if it := b.added[name]; it != nil {
+		return klp.Binding{Item: it}, nil
+	}
+	if i, ok := u.object.global(name); ok && u.object.name != "vmlinux" {
+		return klp.Binding{Object: u.object.name, Name: name, Position: u.object.position(i)}, nil
+	}
+	if e, ok := b.exported(name); ok {
+		return e, nil
+	}
+	if i, ok := b.kernel.vmlinux.global(name); ok {
+		return klp.Binding{Object: "vmlinux", Name: name, Position: b.kernel.vmlinux.position(i)}, nil
+	}
+	if e, ok := b.kernel.exports[name]; ok && u.object.name != "vmlinux" {
+		module := strings.ReplaceAll(filepath.Base(e.module), "-", "_")
+		o, err := b.kernel.object(ctx, module)
+		if err != nil {
+			return klp.Binding{}, err
+		}
+		if i, ok := o.global(name); ok {
+			return klp.Binding{Object: module, Name: name, Position: o.position(i)}, nil
+		}
+	}
+	return klp.Binding{}, unresolved(u, name, "the fix needs "+name+", which this kernel does not have")
+}
+
+// tables writes the C source of the module's own part: what klp_enable_patch is
+// given, the entry points, struct module and .modinfo. The names lp_new_N stand for
+// the replacing functions.
+func tables(units []*unit, objects []string, info [][2]string) (source []byte, names map[string]*elfdiff.Item, err error) {
+	var b bytes.Buffer
+	names = map[string]*elfdiff.Item{}
+	b.WriteString("// SPDX-License-Identifier: GPL-2.0\n#define INCLUDE_VERMAGIC\n#include <linux/module.h>\n#include <linux/livepatch.h>\n#include <linux/vermagic.h>\n\n")
+	var lists, objs bytes.Buffer
+	for i, object := range objects {
+		fmt.Fprintf(&lists, "static struct klp_func funcs_%d[] = {\n", i)
+		for _, u := range units {
+			if u.object.name != object {
+				continue
+			}
+			for _, p := range u.result.Changed {
+				at, err := u.locator.locate(p.Old)
+				if err != nil {
+					return nil, nil, err
+				}
+				name := fmt.Sprintf("lp_new_%d", len(names))
+				names[name] = p.New
+				fmt.Fprintf(&b, "extern char %s[];\n", name)
+				fmt.Fprintf(&lists, "\t{ .old_name = %q, .new_func = %s, .old_sympos = %d },\n", u.object.symbols[at].name, name, u.object.position(at))
+			}
+		}
+		lists.WriteString("\t{ }\n};\n\n")
+		nameField := ""
+		if object != "vmlinux" {
+			nameField = fmt.Sprintf(".name = %q, ", object)
+		}
+		fmt.Fprintf(&objs, "\t{ %s.funcs = funcs_%d },\n", nameField, i)
+	}
+	b.WriteString("\n")
+	b.Write(lists.Bytes())
+	fmt.Fprintf(&b, "static struct klp_object objs[] = {\n%s\t{ }\n};\n\n", objs.Bytes())
+	b.WriteString(tablesTail)
+	for _, kv := range info {
+		fmt.Fprintf(&b, "MODULE_INFO(%s, %q);\n", kv[0], kv[1])
+	}
+	return b.Bytes(), names, nil
+}
+
+// tablesTail is what every module has. struct module is what modpost would write.
+const tablesTail = `static struct klp_patch patch = { .mod = THIS_MODULE, .objs = objs, .replace = true };
+
+static int __init livepatch_init(void)
+{
+	return klp_enable_patch(&patch);
+}
+
+static void __exit livepatch_exit(void)
+{
+}
+
+module_init(livepatch_init);
+module_exit(livepatch_exit);
+
+__visible struct module __this_module __section(".gnu.linkonce.this_module") = {
+	.name = KBUILD_MODNAME,
+	.init = init_module,
+#ifdef CONFIG_MODULE_UNLOAD
+	.exit = cleanup_module,
+#endif
+	.arch = MODULE_ARCH_INIT,
+};
+
+MODULE_LICENSE("GPL");
+MODULE_INFO(vermagic, VERMAGIC_STRING);
+MODULE_INFO(name, KBUILD_MODNAME);
+MODULE_INFO(depends, "");
+#ifdef CONFIG_RETPOLINE
+MODULE_INFO(retpoline, "Y");
+#endif
+#ifdef CONFIG_MITIGATION_RETPOLINE
+MODULE_INFO(retpoline, "Y");
+#endif
+MODULE_INFO(livepatch, "Y");
+`
