@@ -172,9 +172,8 @@ func decideOne(m Machine, c *Candidate, now time.Time) Decision {
 	if limit := r.PendingLimit(c.Progress, now); limit >= 0 && c.Progress.Pending >= limit {
 		return answer(Wait, "Livepatch %s is being tried on %d machines; this one follows when they have reported.", r.Version, c.Progress.Pending)
 	}
-	d := answer(Grant, "Livepatch %s is rolled out to %s (%g %%).", r.Version, r.CurrentStage().Tier, r.CurrentStage().Share)
-	d.Expires = now.Add(GrantTTL)
-	return d
+	return Decision{Answer: Grant, Version: r.Version, Rollout: r.ID, Expires: now.Add(GrantTTL),
+		Reason: "It is this machine's turn in " + string(r.CurrentStage().Tier) + "."}
 }
 
 // because joins a statement and its reason, if there is one, to a sentence.

@@ -11,10 +11,10 @@ type Harm string
 
 // The kinds of harm.
 const (
-	// Crash: an unexpected reboot, with or without evidence.
+	// Crash: the kernel oopsed or hit a BUG, or the machine rebooted unexpectedly,
+	// with or without evidence. Whether an oops reboots is the machine's setting, so
+	// both count together.
 	Crash Harm = "crash"
-	// Oops: the kernel oopsed or hit a BUG and went on.
-	Oops Harm = "oops"
 	// Warn: the kernel warned, or gained a taint bit.
 	Warn Harm = "warn"
 	// Silence: never heard of again, without having said goodbye.
@@ -28,10 +28,8 @@ const (
 // HarmOf is the harm that a report of this kind tells of; empty for good news.
 func HarmOf(k livepatch.ReportKind) Harm {
 	switch k {
-	case livepatch.ReportRebooted:
+	case livepatch.ReportRebooted, livepatch.ReportOopsed:
 		return Crash
-	case livepatch.ReportOopsed:
-		return Oops
 	case livepatch.ReportWarned:
 		return Warn
 	case livepatch.ReportStuck:
@@ -45,11 +43,11 @@ func HarmOf(k livepatch.ReportKind) Harm {
 // compared are the kinds that machines without the patch suffer as well, so that
 // there is a control group, with their parts of the stake.
 func compared() []share {
-	return []share{{Crash, 0.6}, {Silence, 0.15}, {Oops, 0.14}, {Warn, 0.05}}
+	return []share{{Crash, 0.75}, {Silence, 0.12}, {Warn, 0.05}}
 }
 
 // attempts are the kinds that only a machine that tries can suffer.
-func attempts() []share { return []share{{Stuck, 0.03}, {Failed, 0.03}} }
+func attempts() []share { return []share{{Stuck, 0.04}, {Failed, 0.04}} }
 
 // share is a kind's part of the stake; those of all kinds add up to 1.
 type share struct {
@@ -160,7 +158,7 @@ type Judging struct {
 
 // DefaultJudging is the test that DefaultPolicy uses.
 func DefaultJudging() Judging {
-	return Judging{FalseHalts: 1e-4, Tolerance: 1.25, TolerateStuck: 0.05, TolerateFailed: 0.05, Suspicion: 10}
+	return Judging{FalseHalts: 1e-4, Tolerance: 1.25, TolerateStuck: 0.05, TolerateFailed: 0.05, Suspicion: 3}
 }
 
 // withDefaults completes zero fields.

@@ -88,7 +88,7 @@ type bettor struct {
 // bettors bet on harm soon after the load or at any age, boldly or less so.
 func bettors() [4]bettor {
 	soon, ever := [WindowCount]float64{1, 0.3, 0.05, 0}, [WindowCount]float64{1, 1, 1, 1}
-	return [4]bettor{{0.42, soon, 1}, {0.18, soon, 0.1}, {0.28, ever, 1}, {0.12, ever, 0.1}}
+	return [4]bettor{{0.5, soon, 1}, {0.15, soon, 0.1}, {0.25, ever, 1}, {0.1, ever, 0.1}}
 }
 
 // The stakes on an event, by its signature: how much more often than by chance the
@@ -99,7 +99,7 @@ const (
 	stakeKnown    = 3
 	stakeNone     = 30
 	stakeNew      = 300
-	stakeRepeated = 5000
+	stakeRepeated = 20000
 )
 
 // maxMachines bounds the lists of machines kept for people.
@@ -207,14 +207,14 @@ func partOf(kind Harm) float64 {
 }
 
 // bet lets the test of key observe e; a new test gets its weight of part. The
-// whole pool has 0.6 of it. The slices share the rest by the order of their first
+// whole pool has 0.65 of it. The slices share the rest by the order of their first
 // event, whoever had it, since nobody can list them in advance: the weights
 // 4/((k+3)(k+4)) for k = 1, 2, ... add up to 1.
 func (j *Judge) bet(e *Event, key testKey, part, stake float64, risk Risk) {
 	j.prepare()
 	t, ok := j.index[key]
 	if !ok {
-		weight := 0.6 * part
+		weight := 0.65 * part
 		if key.slice != "" {
 			k := 1.0
 			for _, t := range j.Tests {
@@ -222,7 +222,7 @@ func (j *Judge) bet(e *Event, key testKey, part, stake float64, risk Risk) {
 					k++
 				}
 			}
-			weight = 0.4 * part * 4 / ((k + 3) * (k + 4))
+			weight = 0.35 * part * 4 / ((k + 3) * (k + 4))
 		}
 		t = &Test{Kind: key.kind, Slice: key.slice, Weight: weight, Logs: make([]float64, len(bettors()))}
 		j.index[key] = t

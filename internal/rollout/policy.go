@@ -138,8 +138,8 @@ func DefaultPolicy() Policy {
 	return Policy{
 		Name: "default", Version: 1,
 		Stages: []Stage{
-			stage(livepatch.TierCanary, 1, 2, 20, 5, 0.1),
-			stage(livepatch.TierCanary, 5, 2, 50, 10, 0.2),
+			stage(livepatch.TierCanary, 1, 2, 20, 4, 0.05),
+			stage(livepatch.TierCanary, 5, 2, 50, 8, 0.1),
 			stage(livepatch.TierEarly, 10, 4, 100, 10, 0.5),
 			stage(livepatch.TierEarly, 20, 4, 200, 20, 1),
 			stage(livepatch.TierEarly, 40, 4, 300, 20, 2),
@@ -147,8 +147,8 @@ func DefaultPolicy() Policy {
 			stage(livepatch.TierGeneral, 100, 0, 0, 50, 5),
 		},
 		Watch:   Duration(15 * time.Minute),
-		Ramp:    Ramp{Start: 5, PerHealthy: 0.2},
-		Caution: Caution{Hold: hours(2), Machines: 2},
+		Ramp:    Ramp{Start: 4, PerHealthy: 0.1},
+		Caution: Caution{Hold: hours(3), Machines: 2},
 		Judge:   DefaultJudging(),
 	}
 }

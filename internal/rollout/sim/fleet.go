@@ -17,7 +17,8 @@ type instant int64
 // never happens.
 const eternity = instant(math.MaxInt64)
 
-func epoch() time.Time { return time.Date(2026, 1, 5, 8, 0, 0, 0, time.UTC) }
+// epoch is when every simulated rollout starts: Monday 2026-01-05 08:00 UTC.
+func epoch() time.Time { return time.Unix(1767600000, 0).UTC() }
 
 func (t instant) time() time.Time { return epoch().Add(time.Duration(t)) }
 

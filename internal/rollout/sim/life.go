@@ -126,7 +126,7 @@ func (w *world) crashed(m int32, signature int32) {
 		w.progress.Pending--
 	}
 	if loaded >= 0 && w.now-loaded <= minutes(60) && w.rule.failed(int(order)) {
-		w.halt("failures")
+		w.halt()
 	}
 	w.observe(e)
 }
@@ -136,7 +136,7 @@ func (w *world) notice(s *silence) {
 	if s.order >= 0 {
 		w.ms[s.m].quiet = true
 		if w.rule.silent(int(s.order)) {
-			w.halt("silence")
+			w.halt()
 		}
 	}
 	w.observe(s.event)
@@ -186,26 +186,20 @@ func (w *world) observe(e rollout.Event) {
 		return
 	}
 	w.ms[m].seen |= bit
-	defer func() {
-		if trace != nil && e.Patched {
-			trace([]any{w.now.time().Format("15:04"), e.Kind, e.Signature, e.Known, e.Age, e.Risks[0], w.out.got, w.progress.Pending, w.judge.Evidence()})
-		}
-	}()
 	if w.judge.Observe(e) || w.judge.Evidence() >= 1/w.judge.Settings.FalseHalts {
 		w.tick = 0
 		w.ask()
 	}
 }
 
-// halt ends the run by a rule's word.
-func (w *world) halt(string) {
+// halt ends the run.
+func (w *world) halt() {
 	w.out.halted, w.out.at = true, w.now
 }
 
 // advance asks rollout.Advance once a minute, once the stage has soaked.
 func (w *world) advance() {
-	now := w.now.time()
-	if w.now < w.tick || now.Before(w.rollout.SoakedAt()) || w.rollout.Stage+1 >= len(w.rollout.Policy.Stages) {
+	if w.now < max(w.tick, w.soaked) || w.rollout.Stage+1 >= len(w.rollout.Policy.Stages) {
 		return
 	}
 	w.tick = w.now + minutes(1)
@@ -220,14 +214,24 @@ func (w *world) ask() {
 		return
 	}
 	if next.State == rollout.Halted {
-		w.halt(next.Reason)
+		w.halt()
 		w.rollout.State = before
 		return
 	}
 	stage := w.rollout.Stage
-	w.rollout = next
+	w.set(next)
 	if next.Stage != stage {
 		w.enter()
+	}
+}
+
+// set makes r the rollout as it is from now on.
+func (w *world) set(r rollout.Rollout) {
+	w.rollout = r
+	w.soaked = instant(r.SoakedAt().Sub(epoch()))
+	w.calm = 0
+	if !r.CautionSince.IsZero() {
+		w.calm = instant(r.CautionSince.Sub(epoch())) + instant(r.Policy.Caution.Hold)
 	}
 }
 
@@ -266,8 +270,9 @@ func (w *world) enlist(m int32) {
 // pump lets waiting machines check in while grants are to be had, as the service
 // wakes them. Each gets what rollout.Decide says.
 func (w *world) pump() {
+	now := w.now.time()
 	for !w.out.halted && len(w.waiting) > 0 && !w.rule.hold() {
-		limit := w.rollout.PendingLimit(w.progress, w.now.time())
+		limit := w.rollout.PendingLimit(w.progress, now)
 		if limit >= 0 && w.progress.Pending >= limit {
 			return
 		}
@@ -278,7 +283,7 @@ func (w *world) pump() {
 			continue
 		}
 		w.asking[0].Progress = w.progress
-		if rollout.Decide(w.asker(m), w.asking, w.now.time()).Answer != rollout.Grant {
+		if rollout.Decide(w.asker(m), w.asking, now).Answer != rollout.Grant {
 			return
 		}
 		w.waiting = w.waiting[:len(w.waiting)-1]
@@ -340,5 +345,3 @@ func (w *world) endWatch(m int32) {
 		w.rule.success(int(x.order))
 	}
 }
-
-var trace func(any)

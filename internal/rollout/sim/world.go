@@ -46,6 +46,8 @@ type world struct {
 	events  eventHeap
 	clocks  [3]instant // the next background crash, vanishing, leaving
 	tick    instant    // when Advance is next asked
+	soaked  instant    // when the stage has soaked
+	calm    instant    // when caution ends
 	unique  int
 	out     outcome
 }
@@ -115,7 +117,7 @@ func (w *world) start(f *fleet, name string) error {
 		}
 		w.push(event{at: w.after(leaveHours), m: int32(i), kind: returns})
 	}
-	w.rollout = r
+	w.set(r)
 	w.asking = []rollout.Candidate{{Rollout: &w.rollout, BuildIDs: []string{simKernel().BuildID}}}
 	for i := range w.clocks {
 		w.clocks[i] = w.arrival(i)
@@ -180,7 +182,7 @@ const (
 	happens = leaves + 1 + iota
 	watchEnds
 	silenceNoticed
-	soaked
+	stageSoaked
 	cautionEnds
 	ages // and the windows after it
 )
@@ -211,12 +213,10 @@ func (w *world) next() (at instant, what int) {
 		}
 	}
 	if w.rollout.Stage+1 < len(w.rollout.Policy.Stages) {
-		earlier(max(w.tick, instant(w.rollout.SoakedAt().Sub(epoch()))), soaked)
+		earlier(max(w.tick, w.soaked), stageSoaked)
 	}
-	if c := w.rollout.CautionSince; !c.IsZero() {
-		if end := instant(c.Sub(epoch())) + instant(w.cfg.Policy.Caution.Hold); end > w.now {
-			earlier(end, cautionEnds)
-		}
+	if w.calm > w.now {
+		earlier(w.calm, cautionEnds)
 	}
 	return at, what
 }
@@ -236,7 +236,7 @@ func (w *world) do(what int) {
 	case silenceNoticed:
 		w.notice(&w.silent[w.noticed])
 		w.noticed++
-	case soaked, cautionEnds:
+	case stageSoaked, cautionEnds:
 		// advance and pump come after everything
 	default:
 		w.age(what - ages)
