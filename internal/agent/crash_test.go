@@ -193,11 +193,11 @@ func TestLostAnswerIsNotCountedTwice(t *testing.T) {
 	b := newBench(t)
 	b.enable()
 	b.publish(1)
-	b.o.Crash = nil
 	b.kern.AfterLoad(func(kerneltest.Module) { b.srv.set(func(s *fakeServer) { s.lose = true }) })
 	_, err := b.a.refresh(t.Context(), localapi.RefreshRequest{})
 	wantError(t, err, livepatch.CodeUnavailable, "livepatch.test")
 	b.wantRunning(moduleName(1))
+	b.kern.AfterLoad(nil)
 	b.srv.lose = false
 	b.orderly() // reports outlive a reboot
 	b.boot()
