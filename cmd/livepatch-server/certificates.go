@@ -135,6 +135,8 @@ func writeFile(path string, b []byte, mode os.FileMode) error {
 type certificate struct {
 	certFile, keyFile string
 	now               func() time.Time
+	// renew, when set, is called before the file is looked at.
+	renew func() error
 
 	mu       sync.Mutex
 	current  *tls.Certificate
@@ -148,11 +150,15 @@ const lookEvery = time.Minute
 // load reads the files if they changed. A broken pair is refused while there is
 // an older one that works.
 func (c *certificate) load() error {
+	if c.renew != nil {
+		if err := c.renew(); err != nil {
+			return err
+		}
+	}
 	info, err := os.Stat(c.certFile)
 	if err != nil {
 		return fmt.Errorf("load certificate: %w", err)
 	}
-	c.looked = c.now()
 	if c.current != nil && info.ModTime().Equal(c.modified) {
 		return nil
 	}
@@ -168,6 +174,7 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.current == nil || c.now().Sub(c.looked) > lookEvery {
+		c.looked = c.now()
 		if err := c.load(); err != nil && c.current == nil {
 			return nil, err
 		}

@@ -108,7 +108,7 @@ func (p *program) runInit(ctx context.Context, o initOptions) (err error) {
 
 // complete checks the options and fills in what was not said.
 func (p *program) complete(o *initOptions) error {
-	_, port, err := net.SplitHostPort(o.listen)
+	on, port, err := net.SplitHostPort(o.listen)
 	if err != nil {
 		return livepatch.Errorf(livepatch.CodeInvalid, "--listen %q is not HOST:PORT or :PORT", o.listen)
 	}
@@ -126,9 +126,12 @@ func (p *program) complete(o *initOptions) error {
 		}
 	}
 	public := p.hostname
-	if len(o.hosts) > 0 {
+	switch ip := net.ParseIP(on); {
+	case len(o.hosts) > 0:
 		public = o.hosts[0]
-	} else {
+	case on == "localhost", ip != nil && !ip.IsUnspecified():
+		public, o.hosts = on, []string{on, p.hostname}
+	default:
 		o.hosts = []string{"localhost", p.hostname}
 	}
 	if o.publicURL == "" {
@@ -283,14 +286,14 @@ func (p *program) buildOperator(ctx context.Context, dir string, o initOptions) 
 	if err != nil {
 		return fmt.Errorf("read --listen: %w", err)
 	}
-	operator := filepath.Join(o.data, "operator")
+	// Files are named from the folder they are in, which can be moved.
 	admin := map[string]string{
 		"server": "https://" + net.JoinHostPort(o.hosts[0], port),
 		"token":  credential,
-		"keys":   filepath.Join(operator, "keys"),
+		"keys":   "keys",
 	}
 	if o.tlsCert == "" {
-		admin["ca-certs"] = filepath.Join(operator, "ca.crt")
+		admin["ca-certs"] = "ca.crt"
 		ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
 		if err != nil {
 			return fmt.Errorf("copy ca.crt: %w", err)
@@ -319,7 +322,7 @@ func writeYAML(path, comment string, values map[string]string) error {
 }
 
 // buildStream makes root and signing keys in dir and the first metadata, signed
-// with them.
+// with them. The first root is kept beside the keys: livepatch-admin trusts it.
 func (p *program) buildStream(ctx context.Context, dir string, publisher *stream.Publisher) (string, error) {
 	root, err1 := stream.GenerateKey(rand.Reader)
 	signing, err2 := stream.GenerateKey(rand.Reader)
@@ -335,6 +338,9 @@ func (p *program) buildStream(ctx context.Context, dir string, publisher *stream
 		Online: publisher.Keys.Public(),
 	}, []stream.Key{root, signing}, stream.Lifetimes{}, p.now())
 	if err != nil {
+		return "", err
+	}
+	if err := writeFile(filepath.Join(dir, "1.root.json"), first.Metadata["1.root.json"], 0o644); err != nil {
 		return "", err
 	}
 	result, err := publisher.Accept(ctx, first.Change)

@@ -119,9 +119,7 @@ func (p *program) tlsConfig(s settings) (*tls.Config, error) {
 	}
 	c := &certificate{certFile: s.TLSCert, keyFile: s.TLSKey, now: p.now}
 	if s.TLSCert == "" {
-		if err := renewCertificate(p.data, p.now()); err != nil {
-			return nil, err
-		}
+		c.renew = func() error { return renewCertificate(p.data, p.now()) }
 		c.certFile, c.keyFile = filepath.Join(p.data, "server.crt"), filepath.Join(p.data, "server.key")
 	}
 	if err := c.load(); err != nil {

@@ -114,7 +114,8 @@ type NewAccount struct {
 
 // Token is an account token without its secret.
 type Token struct {
-	ID      string `json:"id"`
+	ID string `json:"id"`
+	// Account is the account's name.
 	Account string `json:"account"`
 	Name    string `json:"name,omitempty"`
 	// Uses is how many machines enrolled with it, MaxUses how many may; 0 is
@@ -145,8 +146,9 @@ type CreatedToken struct {
 
 // Machine is one enrolled host as operators see it.
 type Machine struct {
-	ID           string                  `json:"id"`
-	MachineID    string                  `json:"machine_id"`
+	ID        string `json:"id"`
+	MachineID string `json:"machine_id"`
+	// Account is the account's name.
 	Account      string                  `json:"account"`
 	Hostname     string                  `json:"hostname,omitempty"`
 	Kernel       livepatch.Kernel        `json:"kernel"`

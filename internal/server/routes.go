@@ -161,9 +161,9 @@ func (s *Server) account(r route, req *http.Request, who caller, status int, too
 	switch {
 	case err != nil && status >= 500 && !errors.Is(err, context.Canceled):
 		s.Log.Error("request failed", append(attrs, "err", err)...)
-	case err != nil:
+	case err != nil && status != http.StatusNotFound:
 		s.Log.Info("request refused", append(attrs, "err", err)...)
-	default:
+	default: // asking for what is not there yet is part of following the stream
 		s.Log.Debug("request", attrs...)
 	}
 }

@@ -77,7 +77,7 @@ func (s *Store) CheckIn(ctx context.Context, id string, req api.CheckInRequest, 
 // checkIn works out answer and change from the database's state; it writes
 // nothing.
 func (s *Store) checkIn(ctx context.Context, tx *sql.Tx, now time.Time, id string, req api.CheckInRequest, decide Decide) (out CheckedIn, todo change, err error) {
-	m, err := s.scanMachine(tx.QueryRowContext(ctx, selectMachines+`WHERE id = $1`, id).Scan)
+	m, err := s.scanMachine(tx.QueryRowContext(ctx, selectMachines+`WHERE m.id = $1`, id).Scan)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return out, todo, livepatch.Errorf(livepatch.CodeUnauthorized, "this machine was removed on the server; enable it again with a token")
@@ -169,7 +169,7 @@ func gather(ctx context.Context, tx *sql.Tx, now time.Time, out CheckedIn, req a
 	m := out.Machine
 	f := Facts{Now: now, Machine: m.ID, Account: m.Account, Tier: m.Tier, Kernel: req.Kernel, BootID: req.BootID,
 		Catalogue: out.Catalogue, Loaded: req.Loaded, Suspects: req.Suspects}
-	if err := tx.QueryRowContext(ctx, `SELECT plan FROM accounts WHERE id = $1`, m.Account).Scan(&f.Plan); err != nil {
+	if err := tx.QueryRowContext(ctx, `SELECT plan FROM accounts WHERE name = $1`, m.Account).Scan(&f.Plan); err != nil {
 		return f, fmt.Errorf("find account: %w", err)
 	}
 	rows, err := tx.QueryContext(ctx, `SELECT body, received FROM reports WHERE seq IN

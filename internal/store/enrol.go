@@ -27,7 +27,7 @@ func (s *Store) Enrol(ctx context.Context, r api.EnrolRequest) (api.EnrolRespons
 		if err != nil {
 			return err
 		}
-		a, err := account(ctx, tx, t.Account)
+		a, err := account(ctx, tx, t.accountID)
 		if err != nil {
 			return err
 		}
@@ -42,8 +42,8 @@ func (s *Store) Enrol(ctx context.Context, r api.EnrolRequest) (api.EnrolRespons
 		case !errors.Is(err, sql.ErrNoRows):
 			return fmt.Errorf("find machine: %w", err)
 		}
-		if t.MaxUses > 0 && t.Uses >= t.MaxUses {
-			return livepatch.Errorf(livepatch.CodeTokenUsed, "this token was made for %d machines and all of them are enrolled; ask for another token", t.MaxUses)
+		if t.maxUses > 0 && t.uses >= t.maxUses {
+			return livepatch.Errorf(livepatch.CodeTokenUsed, "this token was made for %d machines and all of them are enrolled; ask for another token", t.maxUses)
 		}
 		if a.Machines >= a.Limit {
 			return seatsTaken(ctx, tx, a)
@@ -54,14 +54,20 @@ func (s *Store) Enrol(ctx context.Context, r api.EnrolRequest) (api.EnrolRespons
 	return answer, created, err
 }
 
+// token is an account token as enrolment needs it.
+type token struct {
+	id, accountID string
+	uses, maxUses int
+}
+
 // usableToken finds the token by its secret and tells why it cannot be used.
-func (s *Store) usableToken(ctx context.Context, tx *sql.Tx, secret string) (api.Token, error) {
+func (s *Store) usableToken(ctx context.Context, tx *sql.Tx, secret string) (token, error) {
 	var (
-		t                api.Token
+		t                token
 		expires, revoked int64
 	)
 	err := tx.QueryRowContext(ctx, `SELECT id, account_id, uses, max_uses, expires, revoked FROM tokens WHERE hash = $1`, Hash(secret)).
-		Scan(&t.ID, &t.Account, &t.Uses, &t.MaxUses, &expires, &revoked)
+		Scan(&t.id, &t.accountID, &t.uses, &t.maxUses, &expires, &revoked)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return t, livepatch.Errorf(livepatch.CodeUnknownToken, "Unknown Auth-Token: this server never issued it; copy the whole token, and check that it is for this server")
@@ -105,7 +111,7 @@ func (s *Store) enrolAgain(ctx context.Context, tx *sql.Tx, id string, r api.Enr
 	return audit(ctx, tx, s.now(), "machine "+id, "machine.enrol", id, "again, with a new credential; "+r.Hostname)
 }
 
-func (s *Store) enrolNew(ctx context.Context, tx *sql.Tx, as api.EnrolResponse, t api.Token, r api.EnrolRequest) error {
+func (s *Store) enrolNew(ctx context.Context, tx *sql.Tx, as api.EnrolResponse, t token, r api.EnrolRequest) error {
 	now := s.now()
 	state, err := json.Marshal(api.CheckInRequest{
 		Kernel: r.Kernel, AgentVersion: r.AgentVersion, CheckState: livepatch.CheckNeeded, PatchState: livepatch.StateUnknown,
@@ -116,14 +122,14 @@ func (s *Store) enrolNew(ctx context.Context, tx *sql.Tx, as api.EnrolResponse, 
 	_, err = tx.ExecContext(ctx, `INSERT INTO machines
 		(id, account_id, token_id, machine_id, credential_hash, hostname, tier, release, arch, version, state, enrolled, last_seen)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '', $10, $11, $11)`,
-		as.ID, t.Account, t.ID, r.MachineID, Hash(r.Credential), r.Hostname, as.Tier, r.Kernel.Release, r.Kernel.Arch, string(state), millis(now))
+		as.ID, t.accountID, t.id, r.MachineID, Hash(r.Credential), r.Hostname, as.Tier, r.Kernel.Release, r.Kernel.Arch, string(state), millis(now))
 	if err != nil {
 		return fmt.Errorf("add machine: %w", err)
 	}
-	if _, err := tx.ExecContext(ctx, `UPDATE tokens SET uses = uses + 1 WHERE id = $1`, t.ID); err != nil {
+	if _, err := tx.ExecContext(ctx, `UPDATE tokens SET uses = uses + 1 WHERE id = $1`, t.id); err != nil {
 		return fmt.Errorf("count token use: %w", err)
 	}
-	return audit(ctx, tx, now, "token "+t.ID, "machine.enrol", as.ID, r.Hostname)
+	return audit(ctx, tx, now, "token "+t.id, "machine.enrol", as.ID, r.Hostname)
 }
 
 // holdersShown is how many machines the message about taken seats names.

@@ -12,7 +12,8 @@ import (
 	"livepatch/internal/api"
 )
 
-const selectMachines = `SELECT id, account_id, machine_id, hostname, tier, version, state, enrolled, last_seen FROM machines `
+const selectMachines = `SELECT m.id, a.name, m.machine_id, m.hostname, m.tier, m.version, m.state, m.enrolled, m.last_seen
+	FROM machines m JOIN accounts a ON a.id = m.account_id `
 
 func (s *Store) scanMachine(scan func(...any) error) (m api.Machine, err error) {
 	var (
@@ -52,7 +53,7 @@ func (s *Store) Machines(ctx context.Context, f api.MachineFilter, after string,
 			}
 			id = a.ID
 		}
-		rows, err := tx.QueryContext(ctx, selectMachines+`WHERE ($1 = '' OR account_id = $1) AND ($2 = '' OR release = $2) AND id > $3 ORDER BY id LIMIT $4`,
+		rows, err := tx.QueryContext(ctx, selectMachines+`WHERE ($1 = '' OR m.account_id = $1) AND ($2 = '' OR m.release = $2) AND m.id > $3 ORDER BY m.id LIMIT $4`,
 			id, f.Kernel, after, limit)
 		if machines, err = collect(rows, err, s.scanMachine); err != nil {
 			return fmt.Errorf("list machines: %w", err)
@@ -93,7 +94,7 @@ func scanJSON[T any](scan func(...any) error) (v T, err error) {
 }
 
 func (s *Store) machine(ctx context.Context, tx *sql.Tx, ref string) (api.Machine, error) {
-	rows, err := tx.QueryContext(ctx, selectMachines+`WHERE id = $1 OR machine_id = $1 OR hostname = $1 ORDER BY id = $1 DESC, id LIMIT 5`, ref)
+	rows, err := tx.QueryContext(ctx, selectMachines+`WHERE m.id = $1 OR m.machine_id = $1 OR m.hostname = $1 ORDER BY m.id = $1 DESC, m.id LIMIT 5`, ref)
 	found, err := collect(rows, err, s.scanMachine)
 	switch {
 	case err != nil:

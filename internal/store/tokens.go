@@ -47,7 +47,7 @@ func (s *Store) CreateToken(ctx context.Context, actor string, n api.NewToken) (
 		if err != nil {
 			return err
 		}
-		t.Account = a.ID
+		t.Account = a.Name
 		_, err = tx.ExecContext(ctx, `INSERT INTO tokens (id, account_id, name, hash, uses, max_uses, created, expires, revoked) VALUES ($1, $2, $3, $4, 0, $5, $6, $7, 0)`,
 			t.ID, a.ID, t.Name, Hash(secret), t.MaxUses, millis(now), expires)
 		if err != nil {
@@ -74,7 +74,8 @@ func (s *Store) Tokens(ctx context.Context, ref string) ([]api.Token, error) {
 			}
 			id = a.ID
 		}
-		rows, err := tx.QueryContext(ctx, `SELECT id, account_id, name, uses, max_uses, created, expires, revoked FROM tokens WHERE $1 = '' OR account_id = $1 ORDER BY id`, id)
+		rows, err := tx.QueryContext(ctx, `SELECT t.id, a.name, t.name, t.uses, t.max_uses, t.created, t.expires, t.revoked
+			FROM tokens t JOIN accounts a ON a.id = t.account_id WHERE $1 = '' OR t.account_id = $1 ORDER BY t.id`, id)
 		tokens, err = collect(rows, err, func(scan func(...any) error) (t api.Token, err error) {
 			var created, expires, revoked int64
 			err = scan(&t.ID, &t.Account, &t.Name, &t.Uses, &t.MaxUses, &created, &expires, &revoked)
