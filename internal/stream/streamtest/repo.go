@@ -14,13 +14,12 @@ import (
 	"time"
 
 	"livepatch"
-	"livepatch/internal/blob"
 	"livepatch/internal/stream"
 )
 
 // Repo is a stream with one root and one signing key.
 type Repo struct {
-	Store     *blob.Dir
+	Store     *Store
 	Publisher *stream.Publisher
 	// Keys are the offline keys, root first.
 	Keys []stream.Key
@@ -41,9 +40,7 @@ func New(t testing.TB) *Repo {
 // NewWith is New with so many root and signing keys and such thresholds.
 func NewWith(t testing.TB, roots, rootThreshold, signing, signingThreshold int) *Repo {
 	t.Helper()
-	store, err := blob.OpenDir(t.TempDir())
-	must(t, err)
-	t.Cleanup(func() { store.Close() })
+	store := new(Store)
 	online, err := stream.GenerateOnlineKeys(rand.Reader)
 	must(t, err)
 	r := &Repo{Store: store, Time: time.Now().UTC().Truncate(time.Second), t: t}
