@@ -7,6 +7,8 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"livepatch"
@@ -60,13 +62,25 @@ func (c *Client) certificate(ctx context.Context, err error) error {
 	case errors.As(err, &authority):
 		return livepatch.Errorf(livepatch.CodeTLS, "the certificate of %s is not signed by an authority that this machine trusts; set ca-certs to the server's ca.crt: %w", c.BaseURL, bare(err))
 	case errors.As(err, &host):
-		return livepatch.Errorf(livepatch.CodeTLS, "the certificate of %s is for another name; use a name it is for, or make the server one for this name (ca-certs cannot help here): %w", c.BaseURL, bare(err))
+		return livepatch.Errorf(livepatch.CodeTLS, "the certificate of %s is for another name, %s; use a name it is for, or give the server a certificate for this one: %w", c.BaseURL, names(host.Certificate), bare(err))
 	case errors.As(err, &verify), errors.As(err, &invalid):
 		return livepatch.Errorf(livepatch.CodeTLS, "the certificate of %s is not acceptable; check the server's certificate and ca-certs: %w", c.BaseURL, bare(err))
 	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
 		return livepatch.Errorf(livepatch.CodeTLS, "%s does not speak TLS; check address and port: %w", c.BaseURL, bare(err))
 	}
 	return nil
+}
+
+// names lists what a certificate is for, at most five.
+func names(cert *x509.Certificate) string {
+	list := slices.Clone(cert.DNSNames)
+	for _, ip := range cert.IPAddresses {
+		list = append(list, ip.String())
+	}
+	if len(list) == 0 {
+		return "or rather none"
+	}
+	return strings.Join(list[:min(len(list), 5)], ", ")
 }
 
 // outOfDate tells a wrong clock from an expired certificate. x509 says "expired"
