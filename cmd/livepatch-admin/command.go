@@ -70,7 +70,7 @@ livepatch-admin machine list`),
 	f.StringVar(&p.configPath, "config", "", "configuration `FILE` (default $LIVEPATCH_ADMIN_CONFIG or ~/.config/livepatch/admin.yaml)")
 	c.AddCommand(
 		p.account(), p.token(), p.machine(),
-		p.publish(), p.patch(), p.inspect(),
+		p.build(), p.publish(), p.patch(), p.inspect(),
 		p.keys(), p.sign(), p.signModule(),
 		p.audit(), p.version(),
 	)
