@@ -83,6 +83,12 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 
 // serve is the daemon, until ctx is done.
 func serve(ctx context.Context, f flags, stderr io.Writer) error {
+	if f.orderly {
+		if !stopping(ctx) {
+			return nil
+		}
+		return agent.MarkOrderly(f.state, kernel.Open(f.root, kernel.Syscalls()))
+	}
 	bound()
 	var level slog.LevelVar
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: &level, ReplaceAttr: journalTime}))
@@ -100,18 +106,16 @@ func serve(ctx context.Context, f flags, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if f.orderly {
-		if !stopping(ctx) {
-			return nil
-		}
-		return a.MarkOrderly()
-	}
 	l, err := listen(f.socket)
 	if err != nil {
 		return err
 	}
 	return loop(ctx, a, l, log)
 }
+
+// readyTime is when systemd is told that we are ready even though the livepatch of
+// the last boot is still in transition: a boot does not wait for it any longer.
+const readyTime = 45 * time.Second
 
 // loop serves the socket while the agent works. The socket answers before Start is
 // done: a transition at boot may take a minute, and status tells of it.
@@ -125,11 +129,14 @@ func loop(ctx context.Context, a *agent.Agent, l net.Listener, log *slog.Logger)
 		served <- err
 	}()
 	go watchdog(ctx, log)
-	if err := a.Start(ctx); err != nil && ctx.Err() == nil {
+	late := time.AfterFunc(readyTime, func() { notify(daemon.SdNotifyReady, log) })
+	err := a.Start(ctx)
+	late.Stop()
+	if err != nil && ctx.Err() == nil {
 		return err
 	}
 	notify(daemon.SdNotifyReady, log)
-	err := a.Run(ctx)
+	err = a.Run(ctx)
 	notify(daemon.SdNotifyStopping, log)
 	cancel(err)
 	return errors.Join(err, <-served)

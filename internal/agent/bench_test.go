@@ -216,7 +216,7 @@ func (b *bench) killAt(point string, f func()) (killed bool) {
 // orderly shuts the machine down as systemd does and boots it again.
 func (b *bench) orderly() {
 	b.Helper()
-	b.ok(b.a.MarkOrderly())
+	b.ok(MarkOrderly(b.o.StateDir, b.o.Kernel))
 	b.kern.Reboot()
 }
 

@@ -157,15 +157,20 @@ func (a *Agent) stopped(ctx context.Context) error {
 	if a.o.Stopping == nil || !a.o.Stopping(ctx) {
 		return nil
 	}
-	return a.MarkOrderly()
+	return MarkOrderly(a.o.StateDir, a.o.Kernel)
 }
 
-// MarkOrderly writes the marker of an orderly shutdown for the running boot. Only
-// this boot's journal is cleared by it, so that one left over does no harm.
-func (a *Agent) MarkOrderly() error {
-	f, err := a.o.Kernel.Inspect()
+// MarkOrderly writes the marker of an orderly shutdown of the running boot into the
+// state folder. Only this boot's journal is cleared by it, so that one left over
+// does no harm.
+func MarkOrderly(stateDir string, k *kernel.System) error {
+	f, err := k.Inspect()
 	if err != nil {
 		return err
 	}
-	return a.dir.write(orderlyFile, []byte(f.BootID+"\n"))
+	d, err := openDir(stateDir)
+	if err != nil {
+		return err
+	}
+	return d.write(orderlyFile, []byte(f.BootID+"\n"))
 }

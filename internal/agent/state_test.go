@@ -1,0 +1,96 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"livepatch"
+	"livepatch/internal/kernel"
+)
+
+func TestQueueOfReportsIsBounded(t *testing.T) {
+	t.Parallel()
+	var m memory
+	m.queue(livepatch.Report{ID: "bad", Kind: livepatch.ReportOopsed})
+	for i := range 2 * maxReports {
+		m.queue(livepatch.Report{ID: fmt.Sprint(i), Kind: livepatch.ReportHealthy})
+		m.queue(livepatch.Report{ID: fmt.Sprint(i), Kind: livepatch.ReportHealthy})
+	}
+	if len(m.Reports) != maxReports || m.Reports[0].ID != "bad" || m.Reports[maxReports-1].ID != fmt.Sprint(2*maxReports-1) {
+		t.Errorf("%d reports, first %q, last %q", len(m.Reports), m.Reports[0].ID, m.Reports[maxReports-1].ID)
+	}
+	m.acknowledge([]string{"bad", "never sent"})
+	if len(m.Reports) != maxReports-1 {
+		t.Errorf("%d reports after one was acknowledged", len(m.Reports))
+	}
+}
+
+func TestDamagedStateIsNamed(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{identityFile, stateFile, journalFile} {
+		b := newBench(t)
+		b.ok(os.WriteFile(b.a.dir.file(name), []byte("{\"a\":"), 0o600))
+		_, err := New(b.o)
+		wantError(t, err, livepatch.CodeDisk, name+" is damaged")
+	}
+}
+
+func TestStateIsForRootOnly(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.enable()
+	for name, want := range map[string]os.FileMode{".": 0o700, identityFile: 0o600} {
+		info, err := os.Stat(b.a.dir.file(name))
+		b.ok(err)
+		if info.Mode().Perm() != want {
+			t.Errorf("%s has mode %o, want %o", name, info.Mode().Perm(), want)
+		}
+	}
+}
+
+func TestGrantTimeFollowsTheServerNotTheWallClock(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	var c serverClock
+	c.set(now.Add(-3*time.Hour), now)
+	// A minute on, and the wall clock was set back a day meanwhile; the monotonic
+	// reading in the time value is what counts.
+	if got := c.at(now.Add(time.Minute)).Sub(now.Add(-3 * time.Hour)); got != time.Minute {
+		t.Errorf("%s passed, want 1m", got)
+	}
+	if err := c.skew(); !strings.Contains(fmt.Sprint(err), "3h0m0s off") {
+		t.Errorf("skew is %v", err)
+	}
+}
+
+// TestStackedPatchesComeOffFromTheTop: before Linux 5.1 patches stack.
+func TestStackedPatchesComeOffFromTheTop(t *testing.T) {
+	t.Parallel()
+	m := memory{Modules: map[string]livepatch.Version{"a": version(9), "b": version(10), "c": version(8)}}
+	s := plan(planInput{
+		memory: &m, loaded: []kernel.Patch{{Name: "a"}, {Name: "b"}, {Name: "c"}, {Name: "foreign"}},
+		grant: &livepatch.Grant{Action: livepatch.ActionUnload, Expires: time.Now().Add(time.Hour)}, now: time.Now(),
+	})
+	if got := strings.Join(s.modules, " "); s.kind != stepUnload || got != "b a c" {
+		t.Errorf("step %s unloads %q, want b a c", s.kind, got)
+	}
+}
+
+func TestJitterStaysNearby(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	seen := map[time.Duration]bool{}
+	for range 100 {
+		d := b.a.spread.about(time.Hour)
+		if d < 54*time.Minute || d > 66*time.Minute {
+			t.Fatalf("an hour became %s", d)
+		}
+		seen[d] = true
+	}
+	if len(seen) < 50 {
+		t.Errorf("100 draws gave %d values: machines would act as one", len(seen))
+	}
+}
