@@ -1,5 +1,5 @@
 // Package blob stores bytes by name: stream metadata, archives, sources. Dir keeps
-// them in a folder. Every implementation passes the suite in package blobtest.
+// them in a folder, Memory nowhere. Every implementation passes the suite in package blobtest.
 package blob
 
 import (

@@ -24,6 +24,11 @@ func TestDir(t *testing.T) {
 	blobtest.Run(t, func(t *testing.T) blob.Store { return open(t, filepath.Join(t.TempDir(), "made")) })
 }
 
+func TestMemory(t *testing.T) {
+	t.Parallel()
+	blobtest.Run(t, func(*testing.T) blob.Store { return new(blob.Memory) })
+}
+
 func TestDirStaysInside(t *testing.T) {
 	t.Parallel()
 	top := t.TempDir()

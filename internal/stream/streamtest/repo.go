@@ -1,5 +1,5 @@
-// Package streamtest makes real signed streams for tests: keys, a store in a
-// temporary folder, a Publisher, and what it takes to publish to it.
+// Package streamtest makes real signed streams for tests: keys, a store in memory, a
+// Publisher, and what it takes to publish to it.
 package streamtest
 
 import (
@@ -14,12 +14,13 @@ import (
 	"time"
 
 	"livepatch"
+	"livepatch/internal/blob"
 	"livepatch/internal/stream"
 )
 
 // Repo is a stream with one root and one signing key.
 type Repo struct {
-	Store     *Store
+	Store     *blob.Memory
 	Publisher *stream.Publisher
 	// Keys are the offline keys, root first.
 	Keys []stream.Key
@@ -31,7 +32,7 @@ type Repo struct {
 	reader *stream.Reader
 }
 
-// New makes a stream in a temporary folder and pushes its first keys.
+// New makes a stream and pushes its first keys.
 func New(t testing.TB) *Repo {
 	t.Helper()
 	return NewWith(t, 1, 1, 1, 1)
@@ -40,7 +41,7 @@ func New(t testing.TB) *Repo {
 // NewWith is New with so many root and signing keys and such thresholds.
 func NewWith(t testing.TB, roots, rootThreshold, signing, signingThreshold int) *Repo {
 	t.Helper()
-	store := new(Store)
+	store := new(blob.Memory)
 	online, err := stream.GenerateOnlineKeys(rand.Reader)
 	must(t, err)
 	r := &Repo{Store: store, Time: time.Now().UTC().Truncate(time.Second), t: t}
