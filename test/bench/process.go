@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// field reads a number from a status file of /proc (proc_pid_status(5)).
+func field(path, name string) (int64, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if value, ok := strings.CutPrefix(line, name+":"); ok {
+			return strconv.ParseInt(strings.Fields(value)[0], 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no %s", path, name)
+}
+
+// resident is memory in megabytes: all, and what of it is file pages, which the
+// kernel can drop and processes share.
+func resident(pid int) (all, file float64, err error) {
+	path := fmt.Sprintf("/proc/%d/status", pid)
+	rss, err1 := field(path, "VmRSS")
+	files, err2 := field(path, "RssFile")
+	return float64(rss) * 1024 / 1e6, float64(files) * 1024 / 1e6, errors.Join(err1, err2)
+}
+
+// switches counts how often threads of a process went to sleep: one that does
+// nothing at all makes none. A thread that ends takes its count along; the Go
+// runtime keeps its threads.
+func switches(pid int) (int64, error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(tasks) == 0 {
+		return 0, fmt.Errorf("process %d has no threads: %w", pid, errors.Join(err, os.ErrNotExist))
+	}
+	var sum int64
+	for _, path := range tasks {
+		n, err := field(path, "voluntary_ctxt_switches")
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+// startIdle starts the yardstick that holds one HTTPS connection and does nothing.
+func (s *stage) startIdle(ctx context.Context) (pid int, stop func() error, err error) {
+	c := exec.CommandContext(ctx, s.bin("idle"), s.url+"/healthz", s.ca)
+	stop, err = s.start(c, "idle.log")
+	if err != nil {
+		return 0, nil, err
+	}
+	err = s.until(ctx, "the yardstick is connected", func() error {
+		b, err := os.ReadFile(s.path("idle.log"))
+		if err == nil && string(b) != "connected\n" {
+			err = fmt.Errorf("it says %q", b)
+		}
+		return err
+	})
+	return c.Process.Pid, stop, errors.Join(err, sleep(ctx, time.Second))
+}
+
+// memory is the daemon's after a check-in that found nothing to do.
+func memory(ctx context.Context, s *stage) ([]row, error) {
+	pid, stop, err := s.startIdle(ctx)
+	if err != nil {
+		return nil, err
+	}
+	beside, _, err := resident(pid)
+	if err := errors.Join(err, stop()); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(s.refresh(ctx), sleep(ctx, time.Second)); err != nil {
+		return nil, err
+	}
+	all, file, err := resident(s.daemon.Process.Pid)
+	return []row{{
+		Name: "Daemon: resident memory after a check-in", Unit: "MB", Measured: all, Budget: atMost(20),
+		Note:      fmt.Sprintf("%.1f MB its own, %.1f MB pages of the program's file", all-file, file),
+		Yardstick: "Go program with one HTTPS connection", Beside: beside,
+	}}, err
+}
+
+// window is how long processes are watched: shorter than the pause between two
+// keep-alives of the server's event stream (30 s, give or take 6).
+const window = 20 * time.Second
+
+// wakeups watches the daemon between two keep-alives, and over one.
+func wakeups(ctx context.Context, s *stage) ([]row, error) {
+	pid, stop, err := s.startIdle(ctx)
+	if err != nil {
+		return nil, err
+	}
+	daemon := s.daemon.Process.Pid
+	if _, err := s.proxy.silence(ctx, 2*time.Second); err != nil {
+		return nil, err
+	}
+	before, err1 := switches(daemon)
+	quiet := s.proxy.traffic()
+	err2 := s.proxy.moved(ctx, quiet)
+	_, err3 := s.proxy.silence(ctx, time.Second)
+	alive, err4 := switches(daemon)
+	quiet = s.proxy.traffic()
+	idleBefore, err5 := switches(pid)
+	err6 := sleep(ctx, window)
+	after, err7 := switches(daemon)
+	idleAfter, err8 := switches(pid)
+	if err := errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, stop()); err != nil {
+		return nil, err
+	}
+	if s.proxy.traffic() != quiet {
+		return nil, errors.New("the event stream was not silent while the daemon was watched; run it again")
+	}
+	return []row{
+		{
+			Name: "Daemon: thread wake-ups in 20 s without an event", Measured: float64(after - alive), Budget: atMost(0),
+			Yardstick: "Go program with one idle HTTPS connection", Beside: float64(idleAfter - idleBefore),
+		},
+		{Name: "Daemon: thread wake-ups by one keep-alive of the stream", Measured: float64(alive - before)},
+	}, nil
+}
