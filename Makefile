@@ -1,6 +1,5 @@
 # The commands of this tree. Each installs what it needs from Debian and Go.
 
-VERSION ?= 0.1.0
 GO ?= go
 
 .PHONY: help build packages test lint bench demo setup clean
@@ -12,7 +11,7 @@ build: ## build the four programs into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/...
 
 packages: ## build the Debian packages into dist/
-	$(GO) run ./packaging -version $(VERSION) -out dist
+	./packaging/build.sh dist
 
 setup: ## install what tests and demo need from Debian
 	@./test/setup

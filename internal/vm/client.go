@@ -125,7 +125,7 @@ func (c *client) do(ctx context.Context, req guest.Request) (guest.Response, err
 		if req.Run != nil {
 			c.send(guest.Request{ID: req.ID, Kill: &guest.Kill{ID: req.ID}}) //nolint:errcheck // the command's own timeout remains
 		}
-		return guest.Response{}, ctx.Err()
+		return guest.Response{}, context.Cause(ctx)
 	}
 }
 
@@ -155,7 +155,15 @@ func (c *client) send(req guest.Request) error {
 // Run runs a command in the guest and returns how it ended; an exit code other
 // than zero is no error. The error is ErrRebooted when the machine rebooted
 // meanwhile, which for "reboot" is what one wants.
+//
+// A machine that has hung answers nothing; after run.Timeout and some patience more
+// that is an error too.
 func (m *VM) Run(ctx context.Context, run guest.Run) (guest.Exit, error) {
+	if run.Timeout <= 0 {
+		run.Timeout = time.Minute
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, run.Timeout+30*time.Second, ErrNoAnswer)
+	defer cancel()
 	resp, err := m.client.do(ctx, guest.Request{Run: &run})
 	if err != nil {
 		return guest.Exit{}, fmt.Errorf("run %q in %s: %w", run.Argv, m.cfg.Name, err)
@@ -177,7 +185,7 @@ func (m *VM) Put(ctx context.Context, path string, mode uint32, content io.Reade
 		}
 		if n > 0 || offset == 0 {
 			part := guest.Put{Path: path, Mode: mode, Offset: offset, Data: buf[:n]}
-			if _, err := m.client.do(ctx, guest.Request{Put: &part}); err != nil {
+			if _, err := m.do(ctx, guest.Request{Put: &part}); err != nil {
 				return fmt.Errorf("put %s: %w", path, err)
 			}
 		}
@@ -192,7 +200,7 @@ func (m *VM) Put(ctx context.Context, path string, mode uint32, content io.Reade
 func (m *VM) Get(ctx context.Context, path string) ([]byte, error) {
 	var content []byte
 	for {
-		resp, err := m.client.do(ctx, guest.Request{Get: &guest.Get{Path: path, Offset: int64(len(content))}})
+		resp, err := m.do(ctx, guest.Request{Get: &guest.Get{Path: path, Offset: int64(len(content))}})
 		if err != nil {
 			return nil, fmt.Errorf("get %s: %w", path, err)
 		}
@@ -201,4 +209,11 @@ func (m *VM) Get(ctx context.Context, path string) ([]byte, error) {
 			return content, nil
 		}
 	}
+}
+
+// do is for requests that the guest answers at once, if it answers at all.
+func (m *VM) do(ctx context.Context, req guest.Request) (guest.Response, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, ErrNoAnswer)
+	defer cancel()
+	return m.client.do(ctx, req)
 }

@@ -39,6 +39,9 @@ func (e *InfraError) Unwrap() error { return e.Err }
 // ErrRebooted tells that the machine rebooted before it answered.
 var ErrRebooted = errors.New("the machine rebooted before it answered")
 
+// ErrNoAnswer tells that the machine runs but its guest does not answer.
+var ErrNoAnswer = errors.New("the guest does not answer")
+
 // ErrStopped tells that the machine has ended.
 var ErrStopped = errors.New("the machine has ended")
 
