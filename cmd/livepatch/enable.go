@@ -2,11 +2,13 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"livepatch"
 	"livepatch/internal/cli"
 	"livepatch/internal/localapi"
 )
@@ -65,6 +67,9 @@ func (p *program) runEnable(c *cobra.Command, req localapi.EnableRequest) error 
 	progress := p.s.Progress("enrolling this machine")
 	got, err := p.daemon.Enable(c.Context(), req)
 	progress.Stop()
+	if livepatch.CodeOf(err) == livepatch.CodeUnsupported {
+		err = fmt.Errorf("unsupported kernel or machine: %w", err) // ubuntu-pro looks for "unsupported kernel"
+	}
 	if err != nil {
 		return p.failed("enable this machine", "enable TOKEN", err)
 	}

@@ -35,17 +35,15 @@ sudo %[1]s refresh --retry-suspect`),
 }
 
 func (p *program) runRefresh(c *cobra.Command, req localapi.RefreshRequest) error {
-	if err := p.s.Printf("checking for patches"); err != nil {
-		return err
-	}
-	progress := p.s.Progress("waiting for livepatchd")
+	progress := p.s.Progress("checking for patches")
 	got, err := p.daemon.Refresh(c.Context(), req)
 	progress.Stop()
 	if err != nil {
 		return p.failed("refresh", "refresh", err)
 	}
+	err = p.s.Printf("checking for patches")
 	if got.Message != "" {
-		err = p.s.Printf("%s", got.Message)
+		err = errors.Join(err, p.s.Printf("%s", got.Message))
 	}
 	for line := range strings.Lines(localapi.Humane(got.Status, p.now(), cli.Age, false)) {
 		key, _, _ := strings.Cut(line, ":")
