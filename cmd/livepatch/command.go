@@ -55,7 +55,12 @@ func (p *program) command() *cobra.Command {
 		Short:   "Repair the running Linux kernel without a reboot",
 		Version: cli.Version(),
 		Long: `Livepatch closes vulnerabilities in the running Linux kernel without a reboot.
-The work is done by the daemon livepatchd; this program asks it and tells it.`,
+The work is done by the daemon livepatchd; this program asks it and tells it.
+
+Exit codes: 0 done, 1 failed or not enabled, 2 wrong usage or value, 3 needs
+root, 4 daemon or server not reachable, 5 kernel or machine unsupported,
+6 not trusted (signature, certificate, clock), 7 refused (token, seats),
+8 the state has changed meanwhile, 130 interrupted.`,
 		Example: p.examples(`
 # Enrol this machine with the token that your operator gave you
 sudo %[1]s enable lp_k5zq... --server https://livepatch.example.com
