@@ -37,12 +37,11 @@ func (s *Server) enrol(w http.ResponseWriter, r *http.Request, _ caller) error {
 	if err != nil {
 		return err
 	}
-	s.callers.forgetMachine(answer.ID)
-	status := http.StatusOK
 	if created {
-		status = http.StatusCreated
+		return s.reply(w, http.StatusCreated, answer)
 	}
-	return s.reply(w, status, answer)
+	s.callers.forgetMachine(answer.ID) // its older credential is void
+	return s.reply(w, http.StatusOK, answer)
 }
 
 func validKernel(k livepatch.Kernel) error {

@@ -27,12 +27,10 @@ const (
 // is done, and then lets running requests end. With conf nil it speaks plain HTTP,
 // for loopback and tests. ready is called once it answers.
 func (s *Server) Serve(ctx context.Context, l net.Listener, conf *tls.Config, ready func()) error {
-	if err := s.FinishPublications(ctx); err != nil {
+	if err := s.Store.Ping(ctx); err != nil {
 		return errors.Join(err, l.Close())
 	}
-	if err := s.renew(ctx); err != nil {
-		return errors.Join(err, l.Close())
-	}
+	s.tend(ctx)
 	srv := &http.Server{
 		Handler:           s.Handler(),
 		TLSConfig:         conf,
@@ -89,10 +87,16 @@ func (s *Server) background(ctx context.Context) error {
 				s.Log.Error("flush", "err", err)
 			}
 		case <-renew.C:
-			if err := errors.Join(s.FinishPublications(ctx), s.renew(ctx)); err != nil {
-				s.Log.Error("renew the stream", "err", err)
-			}
+			s.tend(ctx)
 		}
+	}
+}
+
+// tend finishes publications and keeps the stream fresh. A failure is no reason
+// not to answer machines: it is tried again, and the stream's expiry shows it.
+func (s *Server) tend(ctx context.Context) {
+	if err := errors.Join(s.FinishPublications(ctx), s.renew(ctx)); err != nil && ctx.Err() == nil {
+		s.Log.Error("tend the stream", "err", err)
 	}
 }
 

@@ -95,12 +95,11 @@ func (s *Server) Handler() http.Handler {
 	for _, r := range s.routes() {
 		mux.Handle(r.pattern, s.guard(r))
 	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/" && r.Method != http.MethodGet && r.Method != http.MethodHead {
-			s.problem(w, r, livepatch.Errorf(livepatch.CodeNotFound, "nothing answers %s %s here", r.Method, r.URL.Path))
-			return
-		}
-		s.problem(w, r, livepatch.Errorf(livepatch.CodeNotFound, "there is no %s here", r.URL.Path))
-	})
+	mux.Handle("/", s.guard(route{"/", everybody, 0, quick, s.notThere}))
 	return mux
+}
+
+// notThere answers what no row of the table is for.
+func (s *Server) notThere(_ http.ResponseWriter, r *http.Request, _ caller) error {
+	return livepatch.Errorf(livepatch.CodeNotFound, "nothing answers %s %s here", r.Method, r.URL.Path)
 }

@@ -5,12 +5,15 @@ import (
 	"context"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -370,5 +373,74 @@ func wait[T any](t testing.TB, ctx context.Context, c <-chan T, what string) T {
 	case <-ctx.Done():
 		t.Fatalf("waited in vain: %s", what)
 		panic("unreachable")
+	}
+}
+
+// counted is a connection that counts what crosses it.
+type counted struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (c counted) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+func (c counted) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// TestQuietCheckIsSmall holds the budget of a check that finds nothing new: under
+// 2 KB on the wire, TLS included, on the connection that the event stream keeps
+// open.
+func TestQuietCheckIsSmall(t *testing.T) {
+	t.Parallel()
+	f := newServer(t, nil)
+	one := f.publish(t, kernel, "one")
+	machine, _ := f.enrol(t, 1)
+	var n atomic.Int64
+	machine.HTTP.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, address)
+		return counted{c, &n}, err
+	}
+	check := func() {
+		t.Helper()
+		_, err := machine.CheckIn(t.Context(), checkIn(loaded(one)))
+		must(t, err)
+		got, err := stream.HTTPFetcher{Client: machine.HTTP, Base: machine.BaseURL}.Fetch(t.Context(), "metadata/timestamp.json", f.get(t, "/stream/metadata/timestamp.json", "").Header.Get("ETag"))
+		must(t, err)
+		if !got.NotModified {
+			t.Error("an unchanged timestamp was sent whole")
+		}
+	}
+	check()
+	before := n.Load()
+	check()
+	if used := n.Load() - before; used > 2000 {
+		t.Errorf("a check that found nothing new took %d bytes", used)
+	} else {
+		t.Logf("a check that found nothing new took %d bytes", used)
+	}
+}
+
+func TestMetricsCount(t *testing.T) {
+	t.Parallel()
+	f := newServer(t, nil)
+	machine, _ := f.enrol(t, 1)
+	_, err := machine.CheckIn(t.Context(), checkIn())
+	must(t, err)
+	resp, err := f.operator.HTTP.Get(f.http.URL + "/metrics")
+	must(t, err)
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	must(t, err)
+	for _, want := range []string{`livepatch_enrolments_total{result="ok"} 1`, `livepatch_check_ins_total{granted="none"} 1`, "livepatch_event_streams 0"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("metrics have no %q", want)
+		}
 	}
 }

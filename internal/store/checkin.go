@@ -282,9 +282,25 @@ func addReport(ctx context.Context, tx *sql.Tx, now time.Time, m api.Machine, r 
 	if err != nil {
 		return fmt.Errorf("add report: %w", err)
 	}
+	if err := dropOldReports(ctx, tx, m.ID); err != nil {
+		return err
+	}
 	switch r.Kind {
 	case livepatch.ReportApplied, livepatch.ReportHealthy, livepatch.ReportUnloaded:
 		return nil
 	}
 	return audit(ctx, tx, now, "machine "+m.ID, "report."+string(r.Kind), fmt.Sprintf("%s %s %s", k.Release, k.Arch, r.Version), cmp.Or(r.Detail, string(r.Code)))
+}
+
+// reportsKept is how many reports of one machine are kept, so that no machine can
+// fill the disk.
+const reportsKept = 500
+
+func dropOldReports(ctx context.Context, tx *sql.Tx, machine string) error {
+	_, err := tx.ExecContext(ctx, `DELETE FROM reports WHERE machine_id = $1 AND seq <=
+		(SELECT seq FROM reports WHERE machine_id = $1 ORDER BY seq DESC LIMIT 1 OFFSET $2)`, machine, reportsKept)
+	if err != nil {
+		return fmt.Errorf("drop old reports: %w", err)
+	}
+	return nil
 }
