@@ -118,6 +118,9 @@ type planner struct {
 	targets *targetsMeta
 	// used are the catalogues of the change that a bin refers to.
 	used map[string]bool
+	// unpacked are the archives that were found to hold their module, by both
+	// digests: many kernels' livepatches may share one.
+	unpacked map[[2]string]bool
 }
 
 // plan verifies a change: each file is the signed successor of the one online, and
@@ -136,6 +139,8 @@ func (p *Publisher) plan(ctx context.Context, c Change, now time.Time) (*plan, e
 		root:    cur.root,
 		targets: cur.targets,
 		used:    map[string]bool{},
+
+		unpacked: map[[2]string]bool{},
 	}
 	for _, check := range []func(context.Context) error{
 		pl.checkNames, pl.checkRoots, pl.beginSnapshot, pl.checkTargets, pl.checkBins, pl.checkUnused,
@@ -455,6 +460,27 @@ func difference(old, next *livepatch.Catalogue) (added, withdrawn []livepatch.Li
 // checkBlobs makes sure that what a new livepatch names has been uploaded and that
 // the archive holds the module.
 func (pl *planner) checkBlobs(ctx context.Context, lp livepatch.Livepatch) error {
+	if err := pl.checkArchive(ctx, lp); err != nil {
+		return err
+	}
+	if lp.Source == (livepatch.Blob{}) {
+		return nil
+	}
+	r, err := pl.p.Store.Get(ctx, StoreName(SourceName(lp.Source.SHA256)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return livepatch.Errorf(livepatch.CodeConflict, "the source of livepatch %s (%s) has not been uploaded", lp.Version, lp.Source.SHA256)
+	}
+	if err != nil {
+		return fmt.Errorf("read source: %w", err)
+	}
+	return r.Close()
+}
+
+func (pl *planner) checkArchive(ctx context.Context, lp livepatch.Livepatch) error {
+	both := [2]string{lp.Archive.SHA256, lp.Module.SHA256}
+	if pl.unpacked[both] {
+		return nil
+	}
 	r, err := pl.p.Store.Get(ctx, StoreName(ArchiveName(lp.Archive.SHA256)))
 	if errors.Is(err, fs.ErrNotExist) {
 		return livepatch.Errorf(livepatch.CodeConflict, "the archive of livepatch %s (%s) has not been uploaded", lp.Version, lp.Archive.SHA256)
@@ -466,17 +492,8 @@ func (pl *planner) checkBlobs(ctx context.Context, lp livepatch.Livepatch) error
 	if err := errors.Join(err, r.Close()); err != nil {
 		return err
 	}
-	if lp.Source == (livepatch.Blob{}) {
-		return nil
-	}
-	r, err = pl.p.Store.Get(ctx, StoreName(SourceName(lp.Source.SHA256)))
-	if errors.Is(err, fs.ErrNotExist) {
-		return livepatch.Errorf(livepatch.CodeConflict, "the source of livepatch %s (%s) has not been uploaded", lp.Version, lp.Source.SHA256)
-	}
-	if err != nil {
-		return fmt.Errorf("read source: %w", err)
-	}
-	return r.Close()
+	pl.unpacked[both] = true
+	return nil
 }
 
 func (pl *planner) checkUnused(ctx context.Context) error {

@@ -133,37 +133,62 @@ func (v *View) pending(reason string) *Pending {
 // SetCatalogue makes the change that puts a catalogue in the place of the one in
 // the view, whose kernel was asked for.
 func (v *View) SetCatalogue(cat livepatch.Catalogue, reason string, life Lifetimes, now time.Time) (*Pending, error) {
+	return v.SetCatalogues([]livepatch.Catalogue{cat}, reason, life, now)
+}
+
+// SetCatalogues is SetCatalogue for several kernels in one change.
+func (v *View) SetCatalogues(cats []livepatch.Catalogue, reason string, life Lifetimes, now time.Time) (*Pending, error) {
+	p := v.pending(reason)
+	changed := map[string]*targetsMeta{}
+	for i := range cats {
+		path := TargetPath(cats[i].Kernel)
+		role := binOf(path)
+		if changed[role] == nil {
+			bin := v.walk.set.Targets[role]
+			if bin == nil {
+				return nil, fmt.Errorf("set catalogue: kernel %s is not in the view", cats[i].Kernel)
+			}
+			next, err := successorOf(bin)
+			if err != nil {
+				return nil, err
+			}
+			next.Signed.Expires = expiry(now, life.withDefaults().Targets)
+			changed[role] = next
+		}
+		b, target, err := v.encode(&cats[i])
+		if err != nil {
+			return nil, err
+		}
+		changed[role].Signed.Targets[path] = target
+		p.Catalogues[path] = b
+	}
+	for role, bin := range changed {
+		if err := put(p, role+".json", bin); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// encode checks a catalogue against the one before and makes its file and its entry
+// in the bin.
+func (v *View) encode(cat *livepatch.Catalogue) ([]byte, *metadata.TargetFiles, error) {
 	if err := cat.Validate(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	path := TargetPath(cat.Kernel)
-	if _, _, err := difference(v.catalogues[path], &cat); err != nil {
-		return nil, err
-	}
-	bin := v.walk.set.Targets[binOf(path)]
-	if bin == nil {
-		return nil, fmt.Errorf("set catalogue: kernel %s is not in the view", cat.Kernel)
+	if _, _, err := difference(v.catalogues[path], cat); err != nil {
+		return nil, nil, err
 	}
 	b, err := json.Marshal(cat)
 	if err != nil {
-		return nil, fmt.Errorf("encode catalogue: %w", err)
+		return nil, nil, fmt.Errorf("encode catalogue: %w", err)
 	}
 	if len(b) > livepatch.MaxCatalogueSize {
-		return nil, livepatch.Errorf(livepatch.CodeInvalid, "the catalogue of %s would have %d bytes, more than %d", cat.Kernel, len(b), livepatch.MaxCatalogueSize)
-	}
-	next, err := successorOf(bin)
-	if err != nil {
-		return nil, err
+		return nil, nil, livepatch.Errorf(livepatch.CodeInvalid, "the catalogue of %s would have %d bytes, more than %d", cat.Kernel, len(b), livepatch.MaxCatalogueSize)
 	}
 	target := mustDescribeTarget(path, b)
-	if err := setCustom(target, cat.Kernel); err != nil {
-		return nil, err
-	}
-	next.Signed.Targets[path] = target
-	next.Signed.Expires = expiry(now, life.withDefaults().Targets)
-	p := v.pending(reason)
-	p.Catalogues[path] = b
-	return p, put(p, binOf(path)+".json", next)
+	return b, target, setCustom(target, cat.Kernel)
 }
 
 // Renew makes the change that gives root, targets and all bins new expiries. The
