@@ -201,7 +201,7 @@ func (b *build) compile(ctx context.Context, f *fix, work string) error {
 			continue
 		}
 		u := &unit{source: src, cmd: cmds[src]}
-		name, _ := u.cmd.Module()
+		name := u.cmd.Module()
 		if name == "" {
 			name = "vmlinux"
 		}

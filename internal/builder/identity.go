@@ -50,12 +50,15 @@ func newLocator(shipped *object, plain *elfobj.File) *locator {
 func (l *locator) vote(sec *elfobj.Section, syms []*elfobj.Symbol) (base, bool) {
 	votes := map[base]int{}
 	for _, s := range syms {
+		voted := map[base]bool{} // empty variables of one name may share an address
 		for _, i := range l.shipped.byName[s.Name] {
 			at := l.shipped.symbols[i]
-			if at.section != nil && at.section.Name != sec.Name {
+			b := base{at.section, at.address - s.Value}
+			if at.section != nil && at.section.Name != sec.Name || voted[b] {
 				continue
 			}
-			votes[base{at.section, at.address - s.Value}]++
+			voted[b] = true
+			votes[b]++
 		}
 	}
 	best, n := []base{}, 0

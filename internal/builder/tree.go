@@ -171,16 +171,15 @@ type Command struct {
 	line string
 }
 
-// Module is the module that the object is part of, with underscores, and the path of
-// its .ko without the ending; both are empty for what is built into the kernel.
-func (c *Command) Module() (name, path string) {
+// Module is the module that the object is part of, with underscores; "" for what is
+// built into the kernel.
+func (c *Command) Module() string {
 	if !strings.Contains(c.line, " -DMODULE ") {
-		return "", ""
+		return ""
 	}
-	_, rest, _ := strings.Cut(c.line, `-DKBUILD_MODFILE='"`)
-	path, _, _ = strings.Cut(rest, `"'`)
-	path = strings.TrimPrefix(path, "./")
-	return strings.ReplaceAll(filepath.Base(path), "-", "_"), path
+	_, rest, _ := strings.Cut(c.line, " -D__KBUILD_MODNAME=kmod_")
+	name, _, _ := strings.Cut(rest, " ")
+	return name
 }
 
 // Commands returns how the sources' objects are made. What was never compiled in

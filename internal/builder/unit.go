@@ -21,6 +21,8 @@ type unit struct {
 	// object is what the file is linked into: vmlinux or a module.
 	object *object
 	plain  *elfobj.File
+	// rawOld and rawNew are the bytes of old and new.
+	rawOld, rawNew []byte
 	// old and new are the original and the patched object.
 	old, new *elfobj.File
 	result   *elfdiff.Result
@@ -37,21 +39,15 @@ var sectionFlags = []string{"-ffunction-sections", "-fdata-sections"}
 func (bd *Builder) compileUnit(ctx context.Context, t *Tree, f *fix, work string, u *unit) error {
 	name := strings.ReplaceAll(strings.TrimSuffix(u.source, ".c"), "/", "_")
 	path := func(kind string) string { return filepath.Join(work, name+"."+kind+".o") }
-	parse := func(kind string) (*elfobj.File, error) {
-		raw, err := os.ReadFile(path(kind))
-		if err != nil {
-			return nil, err
-		}
-		return elfobj.Parse(raw)
-	}
 	steps := []struct {
 		kind, root string
 		flags      []string
 		into       **elfobj.File
+		raw        *[]byte
 	}{
-		{"plain", t.Dir, []string{"-g0"}, &u.plain},
-		{"old", t.Dir, sectionFlags, &u.old},
-		{"new", f.shadow, sectionFlags, &u.new},
+		{"plain", t.Dir, []string{"-g0"}, &u.plain, new([]byte)},
+		{"old", t.Dir, sectionFlags, &u.old, &u.rawOld},
+		{"new", f.shadow, sectionFlags, &u.new, &u.rawNew},
 	}
 	for _, s := range steps {
 		if err := t.compile(ctx, s.root, u.cmd, u.source, path(s.kind), s.flags...); err != nil {
@@ -63,14 +59,17 @@ func (bd *Builder) compileUnit(ctx context.Context, t *Tree, f *fix, work string
 			return fmt.Errorf("compile %s: %w", u.source, err)
 		}
 		var err error
-		if *s.into, err = parse(s.kind); err != nil {
+		if *s.raw, err = os.ReadFile(path(s.kind)); err == nil {
+			*s.into, err = elfobj.Parse(*s.raw)
+		}
+		if err != nil {
 			return fmt.Errorf("read object of %s: %w", u.source, err)
 		}
 	}
 	return nil
 }
 
-// diffUnit compares the unit's objects, structure layouts included.
+// diff compares the unit's objects, structure layouts included.
 func (u *unit) diff() error {
 	old, err := elfdiff.NewGraph(u.old)
 	if err != nil {
@@ -81,10 +80,19 @@ func (u *unit) diff() error {
 		return fmt.Errorf("read patched object of %s: %w", u.source, err)
 	}
 	u.result = elfdiff.Diff(old, new)
+	before, err := elfobj.Layouts(u.rawOld)
+	if err != nil {
+		return fmt.Errorf("read structures of %s: %w", u.source, err)
+	}
+	after, err := elfobj.Layouts(u.rawNew)
+	if err != nil {
+		return fmt.Errorf("read structures of %s: %w", u.source, err)
+	}
+	u.result.Problems = append(u.result.Problems, elfdiff.CheckLayouts(before, after)...)
 	return nil
 }
 
-// proveUnit holds the original of every replaced function against the shipped bytes.
+// prove holds the original of every replaced function against the shipped bytes.
 func (u *unit) prove() []Refusal {
 	u.locator = newLocator(u.object, u.plain)
 	var out []Refusal

@@ -1,8 +1,12 @@
 package elfdiff
 
 import (
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
+
+	"livepatch/internal/elfobj"
 )
 
 // maxConstant bounds constants that are copied rather than referred to, in bytes.
@@ -63,25 +67,46 @@ func ignoredData(it *Item) bool {
 	return strings.HasPrefix(it.Name, "__UNIQUE_ID_") || it.Section.Name == "__dyndbg" || base == "__func__" || base == "__PRETTY_FUNCTION__"
 }
 
-// checkSections refuses changes in allocated sections that are neither code nor
-// data under a symbol nor a table that is handled.
+// checkSections refuses changes in allocated sections that hold neither code nor
+// variables, such as lists that are read at start: in their size, and in their bytes
+// where no symbol names a part of them.
 func (d *differ) checkSections() {
-	count := func(g *Graph) map[string]string {
+	describe := func(g *Graph) map[string]string {
 		m := map[string]string{}
 		for _, s := range g.file.Sections {
-			if s.Flags&2 == 0 || special(s.Name) || mergeable(s) || s.Size == 0 || len(g.bySection[s]) > 0 || len(g.anonymous[s]) > 0 {
+			if s.Flags&elfobj.SHF_ALLOC == 0 || special(s.Name) || mergeable(s) || s.Size == 0 || ordinary(s) {
 				continue
 			}
-			m[s.Name] += string(s.Data)
+			m[s.Name] += strconv.FormatUint(s.Size, 10)
+			if len(g.bySection[s]) == 0 && len(g.anonymous[s]) == 0 {
+				m[s.Name] += string(s.Data)
+			}
 		}
 		return m
 	}
-	old := count(d.old)
-	for name, data := range count(d.new) {
-		if old[name] != data {
+	old, new := describe(d.old), describe(d.new)
+	for _, name := range slices.Sorted(maps.Keys(new)) {
+		if old[name] != new[name] {
 			d.problem(ReasonSection, name, "the fix changes section "+name+", which is read when the kernel or module starts",
 				"Reboot into the fixed kernel.")
 		}
+		delete(old, name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(old)) {
+		d.problem(ReasonSection, name, "the fix removes section "+name+", which is read when the kernel or module starts",
+			"Reboot into the fixed kernel.")
+	}
+}
+
+// ordinary tells whether a section holds functions or variables, which are compared
+// one by one.
+func ordinary(s *elfobj.Section) bool {
+	switch base := SectionBase(s); base {
+	case ".rodata", ".data", ".bss", ".data.rel.ro", ".data..read_mostly", ".data..ro_after_init", ".data..percpu", ".data.once", ".data..once",
+		".ref.data", ".init.data", ".init.rodata", ".exit.data", ".altinstr_replacement", ".altinstr_aux", "__dyndbg", ".fixup":
+		return true
+	default:
+		return s.Exec() || strings.HasPrefix(base, ".data..percpu") || strings.HasPrefix(base, ".bss..")
 	}
 }
 
