@@ -49,7 +49,7 @@ func (a *Agent) apply(ctx context.Context, t attempt) error {
 		BootID: a.facts.BootID, Kernel: a.facts.Kernel.Target(), Version: t.patch.Version, Module: t.patch.Module.Name,
 		Grant: t.grantID(), Phase: phaseLoading, Baseline: a.o.Kernel.Baseline(), Tries: 1,
 	}
-	j.At, j.Started = time.Now().UTC(), time.Now().UTC()
+	j.At, j.Started = time.Now(), time.Now()
 	if old := a.journal; old != nil && old.BootID == j.BootID && old.Phase == phaseLoading && old.Version == j.Version {
 		j.Tries = old.Tries + 1
 	}
@@ -155,7 +155,9 @@ func sameModule(m livepatch.Module, p *livepatch.Livepatch, k livepatch.Kernel) 
 // phase moves the journal on.
 func (a *Agent) phase(p phase) error {
 	j := *a.journal
-	j.Phase, j.At = p, time.Now().UTC()
+	// Not UTC, which drops the monotonic reading: a soak is not cut short by a
+	// clock that is set.
+	j.Phase, j.At = p, time.Now()
 	return a.saveJournal(&j)
 }
 
@@ -179,7 +181,7 @@ func (a *Agent) finish(ctx context.Context, before *journal) error {
 		a.memory.Modules = map[string]livepatch.Version{}
 	}
 	a.memory.Modules[j.Module] = j.Version
-	a.memory.Boot = a.bootPatch(j)
+	a.memory.Boot = &bootPatch{Kernel: j.Kernel, Version: j.Version, Module: j.Module}
 	a.report(livepatch.Report{Kind: livepatch.ReportApplied, TransitionMillis: max(1, t.Duration.Milliseconds())})
 	// A full disk is noted; the patch is in force all the same.
 	_ = a.saveMemory()
@@ -190,17 +192,6 @@ func (a *Agent) finish(ctx context.Context, before *journal) error {
 	a.note(areaHealth, nil)
 	a.tidy(ctx)
 	return nil
-}
-
-// bootPatch is what to load at the next boot, from the journal and the catalogue.
-func (a *Agent) bootPatch(j *journal) *bootPatch {
-	b := &bootPatch{Kernel: a.facts.Kernel.Target(), Version: j.Version, Module: j.Module}
-	if a.catalogue != nil {
-		if p := a.catalogue.Find(j.Version); p != nil {
-			b.SHA256 = p.Module.SHA256
-		}
-	}
-	return b
 }
 
 // tidy removes modules that a replacing patch has put out of use, and cached files

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,15 +29,14 @@ import (
 )
 
 const (
-	goodToken  = "lp_good"
-	serverURL  = "https://livepatch.test"
-	moduleSize = 11 // of the fixture's name
+	goodToken = "lp_good"
+	serverURL = "https://livepatch.test"
 )
 
 // bench is a machine with a fake kernel, a server that can misbehave, a real
 // signed stream, and the agent between them.
 type bench struct {
-	*testing.T
+	testing.TB
 	kern *kerneltest.Kernel
 	repo *streamtest.Repo
 	srv  *fakeServer
@@ -44,9 +44,9 @@ type bench struct {
 	a    *Agent
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
-	b := &bench{T: t, kern: kerneltest.New(t), repo: streamtest.New(t)}
+	b := &bench{TB: t, kern: kerneltest.New(t), repo: streamtest.New(t)}
 	b.srv = &fakeServer{stream: b.repo.Handler(), reports: map[string]livepatch.Report{}, machines: map[string]api.EnrolRequest{}, events: make(chan struct{}, 1)}
 	dir := t.TempDir()
 	b.o = Options{
@@ -225,6 +225,8 @@ type fakeServer struct {
 	mu     sync.Mutex
 	stream http.Handler
 	events chan struct{}
+	// bytes counts the bodies of requests and answers.
+	bytes atomic.Int64
 	// grant is what the next check-ins get until a report answers it.
 	grant *livepatch.Grant
 	// enrolError is what enrolment answers; down makes every request fail, lose
@@ -428,9 +430,10 @@ func (d direct) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.Body == nil {
 		req.Body = http.NoBody
 	}
+	d.srv.bytes.Add(max(0, req.ContentLength))
 	r, w := io.Pipe()
 	started := make(chan struct{})
-	rec := &recorder{header: http.Header{}, pipe: w, started: started}
+	rec := &recorder{header: http.Header{}, pipe: w, started: started, bytes: &d.srv.bytes}
 	go func() {
 		defer func() {
 			if e := recover(); e != nil {
@@ -462,6 +465,7 @@ type recorder struct {
 	body    bytes.Buffer
 	pipe    *io.PipeWriter
 	started chan struct{}
+	bytes   *atomic.Int64
 }
 
 func (r *recorder) Header() http.Header { return r.header }
@@ -483,5 +487,6 @@ func (r *recorder) Write(p []byte) (int, error) {
 	if r.pipe == nil {
 		return r.body.Write(p)
 	}
+	r.bytes.Add(int64(len(p)))
 	return r.pipe.Write(p)
 }

@@ -144,7 +144,10 @@ func (a *Agent) atBoot(ctx context.Context) {
 		return // the daemon was restarted, not the machine
 	}
 	if err := admissible(p, a.facts.Kernel, &a.memory); err != nil {
-		a.note(areaGuard, err)
+		if livepatch.CodeOf(err) == livepatch.CodeSuspect {
+			a.note(areaGuard, err)
+		}
+		a.o.Log.Info("not loaded at boot", "version", b.Version, "why", err)
 		return
 	}
 	// The outcome is noted and reported.

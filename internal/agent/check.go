@@ -9,6 +9,7 @@ import (
 
 	"livepatch"
 	"livepatch/internal/api"
+	"livepatch/internal/kernel"
 	"livepatch/internal/stream"
 )
 
@@ -26,6 +27,7 @@ func (a *Agent) check(ctx context.Context) (err error) {
 		a.note(areaMachine, err)
 		return err
 	}
+	a.note(areaMachine, kernel.Refusal(a.facts))
 	var tried []livepatch.Version
 	failed := false
 	defer func() {

@@ -95,6 +95,11 @@ func (a *Agent) trust(ctx context.Context, c *api.Client, fingerprint string) (*
 	case err != nil:
 		return nil, diskError(a.o.TrustFile, err)
 	}
+	// What an attempt that failed has left would keep its own word for how the root
+	// came to be trusted.
+	if err := a.dir.remove(streamDir); err != nil {
+		return nil, err
+	}
 	return stream.Trust(a.dir.file(streamDir), root, fingerprint, trusted)
 }
 

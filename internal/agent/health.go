@@ -59,7 +59,7 @@ func (a *Agent) health(now time.Time) (news bool) {
 		a.troubled(&j, e)
 	}
 	if last {
-		j.Phase, j.At = phaseHealthy, now.UTC()
+		j.Phase, j.At = phaseHealthy, now
 	}
 	_ = a.saveMemory() // noted
 	a.o.Crash("health:reported")

@@ -48,7 +48,7 @@ type planInput struct {
 // catalogue allows; what the catalogue withdraws goes, whatever the server says.
 func plan(in planInput) step {
 	ours := in.ours()
-	withdrawn := in.withdrawn(ours)
+	withdrawn, off := in.withdrawn(ours)
 	if in.grant != nil && in.grant.Action == livepatch.ActionApply {
 		patch, refusal := in.allowed(ours)
 		switch {
@@ -57,11 +57,11 @@ func plan(in planInput) step {
 		case withdrawn == nil:
 			return step{kind: stepNone, refusal: refusal}
 		}
-		return step{kind: stepUnload, modules: names(ours), reason: withdrawn.Withdrawn.Reason, refusal: refusal}
+		return step{kind: stepUnload, modules: off, reason: withdrawn.Withdrawn.Reason, refusal: refusal}
 	}
 	switch {
 	case withdrawn != nil:
-		return step{kind: stepUnload, modules: names(ours), reason: withdrawn.Withdrawn.Reason}
+		return step{kind: stepUnload, modules: off, reason: withdrawn.Withdrawn.Reason}
 	case in.grant != nil && in.grant.Action == livepatch.ActionUnload && !in.expired():
 		return step{kind: stepUnload, modules: names(ours), reason: in.grant.Reason}
 	}
@@ -95,17 +95,18 @@ func names(rs []running) []string {
 	return all
 }
 
-// withdrawn returns the newest running patch that the signed catalogue withdraws.
-func (in planInput) withdrawn(ours []running) *livepatch.Livepatch {
+// withdrawn returns the oldest running patch that the signed catalogue withdraws,
+// and the modules that must go: itself and, where patches stack, what is on top.
+func (in planInput) withdrawn(ours []running) (*livepatch.Livepatch, []string) {
 	if in.catalogue == nil {
-		return nil
+		return nil, nil
 	}
-	for _, r := range ours {
+	for i, r := range slices.Backward(ours) {
 		if p := in.catalogue.Find(r.version); p != nil && p.Withdrawn != nil {
-			return p
+			return p, names(ours[:i+1])
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 func (in planInput) expired() bool { return !in.now.Before(in.grant.Expires) }

@@ -136,9 +136,11 @@ func TestTroubleAfterLoadIsReported(t *testing.T) {
 		sign    string
 		suspect bool
 	}{
-		"warning":            {func(k *kerneltest.Kernel) { k.Warn("tcp_ack+0x1b") }, livepatch.ReportWarned, "rip:tcp_ack+0x1b", false},
-		"oops elsewhere":     {func(k *kerneltest.Kernel) { k.Oops("tcp_ack+0x1b") }, livepatch.ReportOopsed, "rip:tcp_ack+0x1b", false},
-		"oops in the module": {func(k *kerneltest.Kernel) { k.Log("BUG: unable to handle page fault", "RIP: 0010:new_show+0x5/0x20 ["+moduleName(1)+"]", "---[ end trace 0 ]---") }, livepatch.ReportOopsed, "rip:new_show+0x5", true},
+		"warning":        {func(k *kerneltest.Kernel) { k.Warn("tcp_ack+0x1b") }, livepatch.ReportWarned, "rip:tcp_ack+0x1b", false},
+		"oops elsewhere": {func(k *kerneltest.Kernel) { k.Oops("tcp_ack+0x1b") }, livepatch.ReportOopsed, "rip:tcp_ack+0x1b", false},
+		"oops in the module": {func(k *kerneltest.Kernel) {
+			k.Log("BUG: unable to handle page fault", "RIP: 0010:new_show+0x5/0x20 ["+moduleName(1)+"]", "---[ end trace 0 ]---")
+		}, livepatch.ReportOopsed, "rip:new_show+0x5", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -12,6 +12,7 @@ import (
 
 	"livepatch"
 	"livepatch/internal/localapi"
+	"livepatch/internal/stream"
 )
 
 // listen serves the agent on a real unix socket.
@@ -153,4 +154,41 @@ func TestDoctorNamesEachRequirement(t *testing.T) {
 	if len(d.Checks) < 8 {
 		t.Errorf("only %d checks", len(d.Checks))
 	}
+}
+
+func TestTrustIsThatOfTheAttemptThatSucceeded(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	_, err := b.a.enable(t.Context(), localapi.EnableRequest{Token: "lp_bad", Server: serverURL})
+	wantError(t, err, livepatch.CodeUnknownToken, "Unknown Auth-Token")
+	root, err := stream.FetchFirstRoot(t.Context(), b.repo.Fetcher())
+	b.ok(err)
+	r, err := b.a.enable(t.Context(), localapi.EnableRequest{Token: goodToken, Server: serverURL, Trust: stream.Fingerprint(root)})
+	b.ok(err)
+	if r.Trusted != "fingerprint" || b.status().Trusted != "fingerprint" {
+		t.Errorf("trusted by %s, status says %s", r.Trusted, b.status().Trusted)
+	}
+}
+
+func TestPackagedRootIsTakenFirst(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	root, err := stream.FetchFirstRoot(t.Context(), b.repo.Fetcher())
+	b.ok(err)
+	b.o.TrustFile = filepath.Join(t.TempDir(), "root.json")
+	b.ok(os.WriteFile(b.o.TrustFile, root, 0o600))
+	b.boot()
+	b.srv.spoil = func(path string, body []byte) []byte {
+		if strings.HasSuffix(path, "/1.root.json") {
+			return []byte("{}") // the server is not asked for it
+		}
+		return body
+	}
+	b.enable()
+	if s := b.status(); s.Trusted != "package" {
+		t.Errorf("trusted by %s", s.Trusted)
+	}
+	b.publish(1)
+	b.refresh()
+	b.wantRunning(moduleName(1))
 }

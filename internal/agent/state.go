@@ -40,13 +40,12 @@ type memory struct {
 	Reports  []livepatch.Report `json:"reports,omitempty"`
 }
 
-// bootPatch names a verified module in the cache.
+// bootPatch names a module in the cache. What its bytes must be, the signed
+// catalogue says.
 type bootPatch struct {
 	Kernel  livepatch.KernelTarget `json:"kernel"`
-	BuildID string                 `json:"build_id"`
 	Version livepatch.Version      `json:"version"`
 	Module  string                 `json:"module"`
-	SHA256  string                 `json:"sha256"`
 }
 
 // lastCheck is what the server said last.

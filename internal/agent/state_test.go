@@ -79,6 +79,20 @@ func TestStackedPatchesComeOffFromTheTop(t *testing.T) {
 	}
 }
 
+// TestWithdrawnInTheMiddleOfAStack: what is below the withdrawn patch stays.
+func TestWithdrawnInTheMiddleOfAStack(t *testing.T) {
+	t.Parallel()
+	cat := livepatch.Catalogue{Patches: []livepatch.Livepatch{
+		{Version: version(1), Module: livepatch.Module{Name: "a"}},
+		{Version: version(2), Module: livepatch.Module{Name: "b"}, Withdrawn: &livepatch.Withdrawal{Reason: "bad"}},
+		{Version: version(3), Module: livepatch.Module{Name: "c"}},
+	}}
+	s := plan(planInput{catalogue: &cat, memory: &memory{}, loaded: []kernel.Patch{{Name: "a"}, {Name: "b"}, {Name: "c"}}})
+	if got := strings.Join(s.modules, " "); s.kind != stepUnload || got != "c b" || s.reason != "bad" {
+		t.Errorf("step %s unloads %q (%s), want c b", s.kind, got, s.reason)
+	}
+}
+
 func TestJitterStaysNearby(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
