@@ -90,7 +90,7 @@ func (s *Store) checkIn(ctx context.Context, tx *sql.Tx, now time.Time, id strin
 	if todo.reports, err = newReports(ctx, tx, id, req.Reports); err != nil {
 		return out, todo, err
 	}
-	if out.Catalogue, err = catalogue(ctx, tx, req.Kernel.Target()); err != nil {
+	if out.Catalogue, err = s.catalogue(ctx, tx, req.Kernel.Target()); err != nil {
 		return out, todo, err
 	}
 	todo.state, todo.version = newState(m, req, now), running(req.Loaded)

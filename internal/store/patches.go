@@ -6,32 +6,76 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 
 	"livepatch"
 	"livepatch/internal/api"
 )
 
-// catalogue reads a kernel's catalogue; nil when there is none.
-func catalogue(ctx context.Context, tx *sql.Tx, k livepatch.KernelTarget) (*livepatch.Catalogue, error) {
-	c, err := scanJSON[livepatch.Catalogue](tx.QueryRowContext(ctx, `SELECT body FROM catalogues WHERE release = $1 AND arch = $2`, k.Release, k.Arch).Scan)
+// catalogueCache keeps catalogues in memory as long as their revision stays: they
+// are read with every check-in and change a few times a month.
+type catalogueCache struct {
+	mu   sync.Mutex
+	kept map[livepatch.KernelTarget]keptCatalogue
+}
+
+type keptCatalogue struct {
+	revision  string
+	catalogue *livepatch.Catalogue
+}
+
+// cataloguesKept bounds the memory; a fleet rarely has more kernels.
+const cataloguesKept = 500
+
+func (c *catalogueCache) get(k livepatch.KernelTarget, revision string) *livepatch.Catalogue {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if kept := c.kept[k]; kept.revision == revision {
+		return kept.catalogue
+	}
+	return nil
+}
+
+func (c *catalogueCache) put(k livepatch.KernelTarget, revision string, cat *livepatch.Catalogue) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.kept) >= cataloguesKept {
+		clear(c.kept)
+	}
+	c.kept[k] = keptCatalogue{revision, cat}
+}
+
+// catalogue reads a kernel's catalogue, which nobody may change; nil when there is
+// none.
+func (s *Store) catalogue(ctx context.Context, tx *sql.Tx, k livepatch.KernelTarget) (*livepatch.Catalogue, error) {
+	var revision, body string
+	err := tx.QueryRowContext(ctx, `SELECT revision, body FROM catalogues WHERE release = $1 AND arch = $2`, k.Release, k.Arch).Scan(&revision, &body)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("read catalogue: %w", err)
 	}
+	if c := s.catalogues.get(k, revision); c != nil {
+		return c, nil
+	}
+	c := new(livepatch.Catalogue)
+	if err := json.Unmarshal([]byte(body), c); err != nil {
+		return nil, fmt.Errorf("read catalogue: %w", err)
+	}
 	rows, err := tx.QueryContext(ctx, `SELECT body FROM patches WHERE release = $1 AND arch = $2 ORDER BY major, minor`, k.Release, k.Arch)
 	if c.Patches, err = collect(rows, err, scanJSON[livepatch.Livepatch]); err != nil {
 		return nil, fmt.Errorf("read patches: %w", err)
 	}
-	return &c, nil
+	s.catalogues.put(k, revision, c)
+	return c, nil
 }
 
 // putCatalogue makes the rows of a kernel agree with its signed catalogue and
 // tells the audit log what is new in it.
 func (s *Store) putCatalogue(ctx context.Context, tx *sql.Tx, actor string, c livepatch.Catalogue) error {
 	now := s.now()
-	before, err := catalogue(ctx, tx, c.Kernel)
+	before, err := s.catalogue(ctx, tx, c.Kernel)
 	if err != nil {
 		return err
 	}
@@ -44,9 +88,9 @@ func (s *Store) putCatalogue(ctx context.Context, tx *sql.Tx, actor string, c li
 	if err != nil {
 		return fmt.Errorf("encode catalogue: %w", err)
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO catalogues (release, arch, body, changed) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (release, arch) DO UPDATE SET body = excluded.body, changed = excluded.changed`,
-		c.Kernel.Release, c.Kernel.Arch, string(body), millis(now))
+	_, err = tx.ExecContext(ctx, `INSERT INTO catalogues (release, arch, revision, body, changed) VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT (release, arch) DO UPDATE SET revision = excluded.revision, body = excluded.body, changed = excluded.changed`,
+		c.Kernel.Release, c.Kernel.Arch, newID("c", now), string(body), millis(now))
 	if err != nil {
 		return fmt.Errorf("write catalogue: %w", err)
 	}

@@ -23,6 +23,8 @@ import (
 
 	"github.com/pressly/goose/v3"
 	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"livepatch"
 )
 
 //go:embed migrations
@@ -34,6 +36,7 @@ type Store struct {
 	// it here is fairer than its busy handler.
 	writer, reader *sql.DB
 	now            func() time.Time
+	catalogues     catalogueCache
 
 	mu sync.Mutex
 	// seen are machines whose check-ins changed nothing since the last Flush.
@@ -56,6 +59,7 @@ func OpenSQLite(ctx context.Context, path string, now func() time.Time) (*Store,
 		return nil, fmt.Errorf("open database: %w", err)
 	}
 	s := &Store{now: now, seen: map[string]time.Time{}}
+	s.catalogues.kept = map[livepatch.KernelTarget]keptCatalogue{}
 	if s.writer, err = openPool(path, "_txlock=immediate&_pragma=synchronous(FULL)", 1); err != nil {
 		return nil, err
 	}

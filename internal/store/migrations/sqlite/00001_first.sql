@@ -51,12 +51,14 @@ CREATE INDEX machines_by_kernel ON machines (release, arch, version);
 CREATE INDEX machines_by_machine_id ON machines (machine_id);
 CREATE INDEX machines_by_hostname ON machines (hostname);
 
--- One row a kernel: its catalogue without the patches.
+-- One row a kernel: its catalogue without the patches. revision is another one
+-- after each change, so that what is read once can be kept.
 CREATE TABLE catalogues (
-    release TEXT NOT NULL,
-    arch    TEXT NOT NULL,
-    body    TEXT NOT NULL,
-    changed BIGINT NOT NULL,
+    release  TEXT NOT NULL,
+    arch     TEXT NOT NULL,
+    revision TEXT NOT NULL,
+    body     TEXT NOT NULL,
+    changed  BIGINT NOT NULL,
     PRIMARY KEY (release, arch)
 );
 
