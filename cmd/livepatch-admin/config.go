@@ -60,7 +60,7 @@ func parseConfig(b []byte, path string) (config, error) {
 	d := yaml.NewDecoder(bytes.NewReader(b))
 	d.KnownFields(true)
 	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
-		return c, livepatch.Errorf(livepatch.CodeInvalid, "%s: %s", path, strings.ReplaceAll(err.Error(), "in type main.config", "among server, token, ca-certs, keys, trust"))
+		return c, livepatch.Errorf(livepatch.CodeInvalid, "%s: %s", path, yamlMistake(err))
 	}
 	if c.Keys == "" {
 		c.Keys = "keys"
@@ -71,6 +71,18 @@ func parseConfig(b []byte, path string) (config, error) {
 		}
 	}
 	return c, nil
+}
+
+// yamlMistake words an error of the YAML decoder in one line and our terms.
+func yamlMistake(err error) string {
+	var te *yaml.TypeError
+	if !errors.As(err, &te) {
+		return err.Error()
+	}
+	return strings.NewReplacer(
+		"field ", "key ",
+		"not found in type main.config", "is not known; the keys are server, token, ca-certs, keys, trust",
+	).Replace(strings.Join(te.Errors, "; "))
 }
 
 // session is a configured connection to the server.
