@@ -2,7 +2,6 @@ package rollout
 
 import (
 	"fmt"
-	"math"
 	"time"
 
 	"livepatch"
@@ -30,7 +29,7 @@ const ActorJudge = "judge"
 
 // healthyNeeded is how many healthy machines the stage wants before the next.
 func healthyNeeded(s Stage, p Progress) int {
-	return min(s.LeastHealthy, int(math.Ceil(0.9*float64(p.Drawn))))
+	return max(min(s.LeastHealthy, (p.Drawn+1)/2), int(s.LeastShare/100*float64(p.Drawn)))
 }
 
 // Advance is what happens to r by itself at now: a harmful patch is halted,

@@ -49,9 +49,12 @@ type Stage struct {
 	// Soak is how long the stage lasts at least, after its last suspicious report.
 	Soak Duration `json:"soak" yaml:"soak"`
 	// LeastHealthy is how many machines must have been watched and found healthy,
-	// over all stages so far, before the next stage. Stages with fewer machines
-	// than that are content with nine tenths of those that they drew.
+	// over all stages so far, before the next stage. Half of the machines drawn so
+	// far is enough where those are few; harm is the judge's to see.
 	LeastHealthy int `json:"least_healthy" yaml:"least_healthy"`
+	// LeastShare is the percentage of the machines drawn so far that must be found
+	// healthy too, 0 to 80: with it a stage is not over before it was lived.
+	LeastShare float64 `json:"least_share,omitempty" yaml:"least_share,omitempty"`
 	// Concurrency bounds the grants that are pending at any time.
 	Concurrency Limit `json:"concurrency" yaml:"concurrency"`
 }
@@ -133,21 +136,25 @@ func (d Duration) String() string { return time.Duration(d).String() }
 func DefaultPolicy() Policy {
 	hours := func(n int) Duration { return Duration(time.Duration(n) * time.Hour) }
 	stage := func(tier livepatch.Tier, share float64, soak, least, machines int, pending float64) Stage {
-		return Stage{Tier: tier, Share: share, Soak: hours(soak), LeastHealthy: least, Concurrency: Limit{Machines: machines, Share: pending}}
+		s := Stage{Tier: tier, Share: share, Soak: hours(soak), LeastHealthy: least, Concurrency: Limit{Machines: machines, Share: pending}}
+		if tier != livepatch.TierGeneral {
+			s.LeastShare = 50
+		}
+		return s
 	}
 	return Policy{
 		Name: "default", Version: 1,
 		Stages: []Stage{
-			stage(livepatch.TierCanary, 1, 2, 20, 4, 0.05),
-			stage(livepatch.TierCanary, 5, 2, 50, 8, 0.1),
+			stage(livepatch.TierCanary, 1, 2, 20, 3, 0.03),
+			stage(livepatch.TierCanary, 5, 2, 50, 6, 0.08),
 			stage(livepatch.TierEarly, 10, 4, 100, 10, 0.5),
 			stage(livepatch.TierEarly, 20, 4, 200, 20, 1),
 			stage(livepatch.TierEarly, 40, 4, 300, 20, 2),
-			stage(livepatch.TierEarly, 60, 4, 300, 50, 2),
+			stage(livepatch.TierEarly, 60, 4, 500, 50, 2),
 			stage(livepatch.TierGeneral, 100, 0, 0, 50, 5),
 		},
 		Watch:   Duration(15 * time.Minute),
-		Ramp:    Ramp{Start: 4, PerHealthy: 0.1},
+		Ramp:    Ramp{Start: 3, PerHealthy: 0.1},
 		Caution: Caution{Hold: hours(3), Machines: 2},
 		Judge:   DefaultJudging(),
 	}
@@ -235,6 +242,8 @@ func (s Stage) validate() error {
 		return invalid("share %g is not above 0 and at most 100 percent", s.Share)
 	case s.Soak < 0 || s.LeastHealthy < 0:
 		return invalid("soak and least_healthy are not below zero")
+	case !(s.LeastShare >= 0 && s.LeastShare <= 80):
+		return invalid("least_share %g is not a percentage from 0 to 80: some machines are always away", s.LeastShare)
 	case s.Concurrency.Machines < 0 || !(s.Concurrency.Share >= 0 && s.Concurrency.Share <= 100):
 		return invalid("concurrency is a number of machines and a percentage from 0 to 100")
 	case s.Concurrency.Machines == 0 && s.Concurrency.Share > 0:

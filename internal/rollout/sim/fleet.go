@@ -59,6 +59,7 @@ type machine struct {
 	online  bool
 	pending bool
 	got     bool  // was granted
+	unheard bool  // was away when its watch ended
 	quiet   bool  // was counted as silent by the rule
 	windows uint8 // the windows it is counted in, as bits
 	seen    uint8 // the kinds of harm observed of it, as bits

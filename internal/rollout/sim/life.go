@@ -109,6 +109,9 @@ func (w *world) happen(e event) {
 		}
 		w.count(e.m, 1)
 		w.enlist(e.m)
+		if x.unheard {
+			w.healthy(x)
+		}
 	}
 }
 
@@ -118,7 +121,7 @@ func (w *world) crashed(m int32, signature int32) {
 	x := &w.ms[m]
 	e := w.report(m, rollout.Crash, signature)
 	loaded, order := x.loaded, x.order
-	x.loaded = -1
+	x.loaded, x.unheard = -1, false
 	w.count(m, 1)
 	w.enlist(m)
 	if x.pending {
@@ -340,8 +343,14 @@ func (w *world) endWatch(m int32) {
 	}
 	x.pending = false
 	w.progress.Pending--
-	if x.online {
-		w.progress.Healthy++
-		w.rule.success(int(x.order))
+	if x.unheard = !x.online; !x.unheard {
+		w.healthy(x)
 	}
+}
+
+// healthy is x being heard of after its watch, with nothing bad to report.
+func (w *world) healthy(x *machine) {
+	x.unheard = false
+	w.progress.Healthy++
+	w.rule.success(int(x.order))
 }
