@@ -80,8 +80,9 @@ func measure(ctx context.Context, tell func(string)) (rows []row, err error) {
 	}{
 		{"memory after a check-in", memory},
 		{"livepatch status", status},
-		{"bytes of a check", wire},
 		{"wake-ups of an idle daemon", wakeups},
+		{"bytes of a check", wire},
+		{"bytes of a check on a new connection", wireAnew},
 		// Last, because it publishes what the daemon above must not try to load.
 		{"grant to load", grants},
 	} {
