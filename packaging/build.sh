@@ -39,7 +39,7 @@ program() {
 
 # texts NAME: completion and manual pages, from a build for this machine.
 texts() {
-	go build -tags docs -buildvcs=false -o "$STAGE/docs/$1" "./cmd/$1"
+	go build -tags docs -trimpath -buildvcs=false -o "$STAGE/docs/$1" "./cmd/$1"
 	for shell in bash zsh fish; do
 		"$STAGE/docs/$1" completion $shell >"$STAGE/completion/$1.$shell"
 	done
@@ -48,7 +48,7 @@ texts() {
 	manual "$STAGE/man/$1"/*.1
 }
 
-go -C tools build -buildvcs=false -o "$STAGE/mkdeb" ./mkdeb
+go -C tools build -trimpath -buildvcs=false -o "$STAGE/mkdeb" ./mkdeb
 gzip -9 -n -c CHANGELOG.md >"$STAGE/changelog.gz"
 for package in "$@"; do
 	program "$package"

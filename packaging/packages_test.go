@@ -7,6 +7,7 @@ package packaging_test
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,12 +16,45 @@ import (
 	"testing"
 )
 
-// build runs build.sh and returns the path of each package by name. A commit made
-// meanwhile makes no difference.
-func build(t *testing.T) map[string]string {
+// snapshot copies the sources to a folder of its own, so that an edit made while the
+// test runs makes no difference.
+func snapshot(t *testing.T) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "src")
+	root := os.DirFS("..")
+	err := fs.WalkDir(root, ".", func(path string, d fs.DirEntry, err error) error {
+		switch name := d.Name(); {
+		case err != nil:
+			return err
+		case d.IsDir() && path != "." && (strings.HasPrefix(name, ".") || name == "bin" || name == "dist" || name == "out"):
+			return fs.SkipDir
+		case d.IsDir():
+			return os.MkdirAll(filepath.Join(to, path), 0o755)
+		case !d.Type().IsRegular():
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		b, err := fs.ReadFile(root, path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(to, path), b, info.Mode().Perm())
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+// build makes the packages of the sources at src and returns the path of each by
+// name.
+func build(t *testing.T, src string) map[string]string {
 	t.Helper()
 	dir := t.TempDir()
-	cmd := exec.Command("./build.sh", dir)
+	cmd := exec.Command(filepath.Join(src, "packaging/build.sh"), dir)
 	cmd.Env = append(os.Environ(), "STAMP=false", "SOURCE_DATE_EPOCH=1700000000")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build.sh: %v\n%s", err, out)
@@ -46,8 +80,15 @@ func output(t *testing.T, argv ...string) string {
 	return string(out)
 }
 
+// TestPackages builds the packages twice, in two places: not a byte differs, and in
+// them is what belongs there.
 func TestPackages(t *testing.T) {
-	first, second := build(t), build(t)
+	here := snapshot(t)
+	there := filepath.Join(t.TempDir(), "a", "longer", "path")
+	if err := os.CopyFS(there, os.DirFS(here)); err != nil {
+		t.Fatal(err)
+	}
+	first, second := build(t, here), build(t, there)
 	for _, name := range packages {
 		a, err := os.ReadFile(first[name])
 		if err != nil {
@@ -69,6 +110,7 @@ func TestPackages(t *testing.T) {
 		}
 	}
 	checkContents(t, first)
+	checkInstalled(t, first["livepatch"])
 }
 
 // checkContents names what each package must bring.
@@ -101,11 +143,12 @@ func checkContents(t *testing.T, built map[string]string) {
 	}
 }
 
-// TestInstalledFiles unpacks the client's package and looks at it as the system
-// would: systemd reads the units, man the pages, and the program runs.
-func TestInstalledFiles(t *testing.T) {
+// checkInstalled unpacks the client's package and looks at it as the system would:
+// systemd reads the units, man the pages, and the program runs.
+func checkInstalled(t *testing.T, livepatch string) {
+	t.Helper()
 	root := t.TempDir()
-	output(t, "dpkg-deb", "-x", build(t)["livepatch"], root)
+	output(t, "dpkg-deb", "-x", livepatch, root)
 	if got := output(t, filepath.Join(root, "usr/bin/canonical-livepatch"), "--version"); !strings.HasPrefix(got, "canonical-livepatch ") {
 		t.Errorf("canonical-livepatch --version prints %q", got)
 	}
