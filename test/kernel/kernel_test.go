@@ -240,7 +240,7 @@ func TestKernelRefusesWhatIsNoModuleOfItsOwn(t *testing.T) {
 		"truncated": module[:len(module)/2],
 		"empty":     {},
 		"text":      []byte("this is no module\n"),
-		"foreign":   bytes.Replace(module, magic, []byte("vermagic=" + lab.Release + " UP "), 1),
+		"foreign":   bytes.Replace(module, magic, []byte("vermagic="+lab.Release+" UP "), 1),
 	} {
 		m.put("/ko/"+name+".ko", content)
 		o := m.probe("load", "/ko/"+name+".ko")

@@ -211,3 +211,47 @@ func (h *Host) CopyIn(ctx context.Context, from, to string, mode uint32) error {
 	defer f.Close() //nolint:errcheck // only read
 	return h.Put(ctx, to, mode, f)
 }
+
+// Await asks again and again until ask says yes, at most timeout. What ask saw last
+// is part of the error. A machine that reboots meanwhile is asked again.
+func Await(ctx context.Context, what string, timeout time.Duration, ask func() (seen string, yes bool, err error)) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for {
+		seen, yes, err := ask()
+		if yes && err == nil {
+			return nil
+		}
+		if err != nil {
+			seen += " (" + err.Error() + ")"
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waited %v for %s; seen last: %s", timeout, what, seen)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// Install copies a Debian package in and installs it.
+func (h *Host) Install(ctx context.Context, deb string) (string, error) {
+	to := "/root/" + filepath.Base(deb)
+	if err := h.CopyIn(ctx, deb, to, 0o644); err != nil {
+		return "", err
+	}
+	return h.Shell(ctx, "dpkg -i "+to)
+}
+
+// BeforeNetwork tells, of the boot that runs, when the daemon had applied what it
+// had cached and when the network began to be set up, since the kernel's start.
+func (h *Host) BeforeNetwork(ctx context.Context) (applied, network time.Duration, err error) {
+	out, err := h.Shell(ctx, "systemctl show -P ActiveEnterTimestampMonotonic livepatchd.service; systemctl show -P InactiveExitTimestampMonotonic systemd-networkd.service")
+	if err != nil {
+		return 0, 0, err
+	}
+	var a, n int64
+	if _, err := fmt.Sscan(out, &a, &n); err != nil || a == 0 || n == 0 {
+		return 0, 0, fmt.Errorf("systemd does not tell when the units started: %q", out)
+	}
+	return time.Duration(a) * time.Microsecond, time.Duration(n) * time.Microsecond, nil
+}
