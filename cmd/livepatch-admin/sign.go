@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"maps"
+	"fmt"
 	"os"
-	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -22,29 +20,37 @@ type signedPending struct {
 
 func (p *program) sign() *cobra.Command {
 	var dir string
-	var push, review bool
+	var offline, review bool
 	c := &cobra.Command{
 		Use:   "sign PENDING",
 		Short: "Add signatures to a change that needs several key holders",
-		Long: `Add signatures to a change that another key holder began. When it has all it needs, it is published;
-else the file goes to the next key holder. With --review nothing is signed: it shows what would be.
+		Long: `Add signatures to a change that another key holder began. The change is held against the stream as it is
+now and shown: what it adds, withdraws, or trusts from now on; a change that does anything else is refused.
+When it has all signatures it needs, it is published; else the file goes to the next key holder.
 
-Signing itself needs no server: with --offline the file is only written back.`,
+With --review it only shows. With --offline it signs what the file says, without a server to compare with.`,
 		Example: examples(`
 livepatch-admin sign pending-20261123T101500Z.json --review
 livepatch-admin sign pending-20261123T101500Z.json`),
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return cannot("sign "+args[0], p.runSign(c.Context(), args[0], dir, !push, review))
+			if offline && review {
+				return cli.Usagef(c, "--review needs the server: leave --offline out")
+			}
+			what := "sign "
+			if review {
+				what = "review "
+			}
+			return cannot(what+args[0], p.runSign(c.Context(), args[0], dir, offline, review))
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", "`FOLDER` with the keys (default the configured one)")
-	c.Flags().BoolVar(&push, "offline", false, "do not publish, even when nothing is missing any more")
+	c.Flags().BoolVar(&offline, "offline", false, "sign without a server, and do not publish")
 	c.Flags().BoolVar(&review, "review", false, "show what the change does and stop")
 	return c
 }
 
-func (p *program) runSign(ctx context.Context, path, dir string, publish, review bool) error {
+func (p *program) runSign(ctx context.Context, path, dir string, offline, review bool) error {
 	b, err := readBounded(path, 64<<20)
 	if err != nil {
 		return err
@@ -53,8 +59,17 @@ func (p *program) runSign(ctx context.Context, path, dir string, publish, review
 	if err != nil {
 		return err
 	}
-	if review {
-		return p.review(pending)
+	var s *session
+	if !offline {
+		if s, err = p.connect(); err != nil {
+			return err
+		}
+	}
+	// The first change of a stream has nothing to be compared with.
+	if !offline && len(pending.Root) > 0 {
+		if err := s.review(ctx, p, pending, review); err != nil || review {
+			return err
+		}
 	}
 	if dir == "" {
 		conf, err := p.config()
@@ -67,6 +82,12 @@ func (p *program) runSign(ctx context.Context, path, dir string, publish, review
 	if err != nil {
 		return err
 	}
+	return p.addSignatures(ctx, s, pending, keys, path)
+}
+
+// addSignatures signs, keeps what it signed, and publishes what is complete unless
+// s is nil.
+func (p *program) addSignatures(ctx context.Context, s *session, pending *stream.Pending, keys []stream.Key, path string) (err error) {
 	var out signedPending
 	if out.Added, err = pending.Sign(keys); err != nil {
 		return err
@@ -78,11 +99,7 @@ func (p *program) runSign(ctx context.Context, path, dir string, publish, review
 	if out.Pending, err = p.writePending(pending, path); err != nil {
 		return err
 	}
-	if publish && len(out.Missing) == 0 {
-		s, err := p.connect()
-		if err != nil {
-			return err
-		}
+	if s != nil && len(out.Missing) == 0 {
 		if out.submission, err = s.push(ctx, p, pending, path); err != nil {
 			return err
 		}
@@ -99,32 +116,64 @@ func (p *program) runSign(ctx context.Context, path, dir string, publish, review
 	})
 }
 
-// review shows what a change does, as its own bytes say.
-func (p *program) review(pending *stream.Pending) error {
-	summary, err := pending.Summary()
+// reviewed is the result of sign --review.
+type reviewed struct {
+	Reason string `json:"reason"`
+	stream.Review
+	Missing []stream.Missing `json:"missing"`
+}
+
+// review holds the change against the stream and shows what it does. As JSON it is
+// shown only when it is all that was asked for.
+func (s *session) review(ctx context.Context, p *program, pending *stream.Pending, only bool) error {
+	kernels, err := pending.Kernels()
 	if err != nil {
 		return err
 	}
-	missing, err := pending.Missing()
+	r, err := s.reader(ctx, p)
 	if err != nil {
 		return err
 	}
-	return p.print(map[string]any{"reason": pending.Reason, "files": slices.Sorted(maps.Keys(pending.Metadata)), "catalogues": summary, "missing": missing}, func() error {
-		t := details()
-		t.Row("change", pending.Reason)
-		t.Row("files", strings.Join(slices.Sorted(maps.Keys(pending.Metadata)), " "))
-		for _, cat := range summary {
-			for _, lp := range cat.Patches {
-				state := "carries"
-				if lp.Withdrawn != nil {
-					state = "withdrawn: " + lp.Withdrawn.Reason
-				}
-				t.Row(cat.Kernel.String(), lp.Version.String()+" "+lp.Module.Name+" "+lp.Module.SHA256[:12]+" "+fixList(lp.Fixes)+" "+state)
-			}
+	view, err := r.View(ctx, s.fetcher, kernels...)
+	if err != nil {
+		return s.explain(ctx, err)
+	}
+	out := reviewed{Reason: pending.Reason}
+	if out.Review, err = view.Review(pending); err != nil {
+		return err
+	}
+	if out.Missing, err = pending.Missing(); err != nil {
+		return err
+	}
+	if p.json && !only {
+		return nil
+	}
+	return p.print(out, func() error { return p.writeReview(out) })
+}
+
+func (p *program) writeReview(r reviewed) error {
+	t := details()
+	t.Row("change", r.Reason)
+	for _, a := range r.Added {
+		t.Row("adds", fmt.Sprintf("%s %s: module %s (sha256 %s), fixes %s", a.Kernel, a.Livepatch.Version, a.Livepatch.Module.Name, a.Livepatch.Module.SHA256, fixList(a.Livepatch.Fixes)))
+	}
+	for _, w := range r.Withdrawn {
+		t.Row("withdraws", fmt.Sprintf("%s %s: %s", w.Kernel, w.Livepatch.Version, w.Livepatch.Withdrawn.Reason))
+	}
+	if k := r.Keys; k != nil {
+		t.Row("trusts from now on", fmt.Sprintf("%d of %s, %d of %s", k.RootThreshold, cli.Count(len(k.Root), "root key"), k.SigningThreshold, cli.Count(len(k.Signing), "signing key")))
+		for _, key := range k.Root {
+			t.Row("root key", key.ID())
 		}
-		for _, m := range missing {
-			t.Row("missing", m.File+": "+cli.Count(m.Need-m.Have, "signature"))
+		for _, key := range k.Signing {
+			t.Row("signing key", key.ID())
 		}
-		return t.Write(p.s)
-	})
+	}
+	if r.Renewed > 0 {
+		t.Row("signs anew, unchanged", cli.Count(r.Renewed, "file"))
+	}
+	for _, m := range r.Missing {
+		t.Row("missing", m.File+": "+cli.Count(m.Need-m.Have, "signature"))
+	}
+	return t.Write(p.s)
 }

@@ -260,32 +260,3 @@ func roleOf(root *rootMeta, role string) requirement {
 	}
 	return requirement{r.KeyIDs, r.Threshold}
 }
-
-// Summary reads the catalogues of the change, for people who are to sign it: by
-// target path, each held against the hash in its bin.
-func (p *Pending) Summary() ([]livepatch.Catalogue, error) {
-	var out []livepatch.Catalogue
-	for _, path := range slices.Sorted(maps.Keys(p.Catalogues)) {
-		k, err := ParseTargetPath(path)
-		if err != nil {
-			return nil, err
-		}
-		bin, err := parse[metadata.TargetsType](p.Metadata[binOf(path)+".json"])
-		if err != nil {
-			return nil, tufError(binOf(path)+".json", err)
-		}
-		target := bin.Signed.Targets[path]
-		if target == nil {
-			return nil, livepatch.Errorf(livepatch.CodeInvalid, "the change brings %s, which its bin does not name", path)
-		}
-		if err := target.VerifyLengthHashes(p.Catalogues[path]); err != nil {
-			return nil, tufError(path, err)
-		}
-		cat, err := ParseCatalogue(p.Catalogues[path], k)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, *cat)
-	}
-	return out, nil
-}

@@ -15,12 +15,12 @@ type KeySet struct {
 	// Root keys sign roots, RootThreshold of them each; Signing keys sign what is
 	// published, SigningThreshold of them each. At least one key and a threshold
 	// between 1 and the number of keys; a key has one purpose.
-	Root             []PublicKey
-	RootThreshold    int
-	Signing          []PublicKey
-	SigningThreshold int
+	Root             []PublicKey `json:"root"`
+	RootThreshold    int         `json:"root_threshold"`
+	Signing          []PublicKey `json:"signing"`
+	SigningThreshold int         `json:"signing_threshold"`
 	// Online are the server's keys.
-	Online OnlinePublic
+	Online OnlinePublic `json:"online"`
 }
 
 // Validate says what is wrong with the set.

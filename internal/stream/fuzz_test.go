@@ -76,13 +76,14 @@ func FuzzParsePending(f *testing.F) {
 	}
 	f.Add(b)
 	f.Add([]byte(`{"metadata":{"1.root.json":"e30=","targets.json":"bnVsbA=="}}`))
+	v, _ := repo.Catalogue(kernel().Target())
 	f.Fuzz(func(_ *testing.T, b []byte) {
 		p, err := stream.ParsePending(b)
 		if err != nil {
 			return
 		}
 		_, _ = p.Missing()
-		_, _ = p.Summary()
+		_, _ = v.Review(p)
 		_, _ = p.Sign(repo.Keys)
 	})
 }

@@ -114,10 +114,11 @@ func TestThreshold(t *testing.T) {
 	must(t, err)
 	second, err := stream.ParsePending(b)
 	must(t, err)
-	cats, err := second.Summary()
+	v, _ := repo.Catalogue(k.Target())
+	shown, err := v.Review(second)
 	must(t, err)
-	if len(cats) != 1 || cats[0].Kernel != k.Target() {
-		t.Errorf("the second person is shown %+v", cats)
+	if len(shown.Added) != 1 || shown.Added[0].Kernel != k.Target() || shown.Keys != nil {
+		t.Errorf("the second person is shown %+v", shown)
 	}
 	// Root keys and the key that signed already add nothing.
 	if n, err := second.Sign(all[:4]); n != 0 || err != nil {

@@ -60,8 +60,8 @@ type accepted struct {
 
 // Published names one livepatch.
 type Published struct {
-	Kernel    livepatch.KernelTarget
-	Livepatch livepatch.Livepatch
+	Kernel    livepatch.KernelTarget `json:"kernel"`
+	Livepatch livepatch.Livepatch    `json:"livepatch"`
 }
 
 // Result is what a change did.
