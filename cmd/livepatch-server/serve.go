@@ -83,6 +83,7 @@ func (p *program) runServe(ctx context.Context, s settings) (err error) {
 		Log: log, Now: p.now, Version: cli.Version(),
 		PublicURL:      p.publicURL(s, listener.Addr()),
 		KeepAlive:      func() time.Duration { return jitter(s.KeepAlive) },
+		BehindProxy:    s.PlainHTTP,
 		EnrolPerMinute: s.EnrolPerMinute, CheckInterval: s.CheckInterval,
 	})
 	return srv.Serve(ctx, listener, conf, func() {

@@ -59,7 +59,7 @@ func keys() []key {
 			func(s settings) string { return s.TLSCert }, func(s *settings, v string) error { s.TLSCert = v; return nil }},
 		{"tls-key", "file with the certificate's private key in PEM",
 			func(s settings) string { return s.TLSKey }, func(s *settings, v string) error { s.TLSKey = v; return nil }},
-		{"plain-http", "serve without TLS; only on a loopback address, for a proxy on the same host",
+		{"plain-http", "serve without TLS; only on a loopback address, for a proxy on the same host that sets X-Forwarded-For",
 			func(s settings) string { return strconv.FormatBool(s.PlainHTTP) }, func(s *settings, v string) (err error) { s.PlainHTTP, err = strconv.ParseBool(v); return err }},
 		{"check-interval", "how often machines check in when nothing happens, 1m to 24h",
 			func(s settings) string { return s.CheckInterval.String() }, func(s *settings, v string) (err error) { s.CheckInterval, err = time.ParseDuration(v); return err }},

@@ -75,15 +75,15 @@ func (s *Server) answerCheckIn(in store.CheckedIn) api.CheckInResponse {
 	return a
 }
 
-// supported says whether the kernel is covered.
+// supported says whether the kernel is covered. The day that coverage ends is
+// covered; after it a newer kernel is needed. That a vulnerability cannot be
+// livepatched does not end the coverage: it is part of the catalogue, and the
+// machine tells of it.
 func supported(c *livepatch.Catalogue, k livepatch.Kernel, now time.Time) livepatch.Supported {
 	if c == nil {
 		return livepatch.SupportedNo
 	}
 	if end, err := time.Parse(time.DateOnly, c.CoveredUntil); err == nil && !now.Before(end.AddDate(0, 0, 1)) {
-		return livepatch.SupportedEndOfLife
-	}
-	if len(c.Unpatchable) > 0 {
 		return livepatch.SupportedUpgrade
 	}
 	made := slices.ContainsFunc(c.Patches, func(p livepatch.Livepatch) bool { return p.MadeFor(k) })

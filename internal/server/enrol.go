@@ -14,7 +14,7 @@ var (
 )
 
 func (s *Server) enrol(w http.ResponseWriter, r *http.Request, _ caller) error {
-	if err := s.enrols.allow(r.RemoteAddr); err != nil {
+	if err := s.enrols.allow(s.peer(r)); err != nil {
 		return err
 	}
 	req, err := decode[api.EnrolRequest](r)

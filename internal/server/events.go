@@ -25,6 +25,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request, who caller) erro
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Accel-Buffering", "no") // nginx would hold events back
 	w.WriteHeader(http.StatusOK)
 	out := &eventWriter{w: w, ctl: http.NewResponseController(w)}
 	out.send(": hello\n\n")

@@ -2,7 +2,9 @@ package server
 
 import (
 	"net"
+	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -62,12 +64,24 @@ func (l *limiter) dropIdle(now time.Time) {
 	}
 }
 
+// peer is the address that a request comes from. A proxy of ours adds the peer it
+// sees to the end of X-Forwarded-For; what is before was sent to it by whoever.
+func (s *Server) peer(r *http.Request) string {
+	if s.BehindProxy {
+		hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+		if last := strings.TrimSpace(hops[len(hops)-1]); last != "" {
+			return last
+		}
+	}
+	return r.RemoteAddr
+}
+
 // network is what counts as one address: an IPv4 address, or the /64 that one
 // IPv6 site has at least.
 func network(remote string) string {
 	host, _, err := net.SplitHostPort(remote)
 	if err != nil {
-		return remote
+		host = remote
 	}
 	ip, err := netip.ParseAddr(host)
 	if err != nil || ip.Is4() || ip.Is4In6() {

@@ -88,10 +88,13 @@ func (s *Server) FinishPublications(ctx context.Context) error {
 		return err
 	}
 	for _, p := range pending {
-		err := s.finish(ctx, p)
-		s.Log.Warn("finished a publication that was left half done", "id", p.ID, "actor", p.Actor, "err", err)
-		if err != nil && livepatch.CodeOf(err) == livepatch.CodeInternal {
+		switch err := s.finish(ctx, p); {
+		case livepatch.CodeOf(err) == livepatch.CodeInternal:
 			return fmt.Errorf("finish publication %s: %w", p.ID, err)
+		case err != nil:
+			s.Log.Warn("dropped a publication that was left half done", "id", p.ID, "actor", p.Actor, "err", err)
+		default:
+			s.Log.Info("finished a publication that was left half done", "id", p.ID, "actor", p.Actor)
 		}
 	}
 	return nil

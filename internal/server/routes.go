@@ -101,7 +101,7 @@ func (s *Server) mayCall(r route, req *http.Request) (caller, error) {
 	case everybody:
 		return caller{}, nil
 	case local:
-		if isLoopback(req.RemoteAddr) {
+		if !s.BehindProxy && isLoopback(req.RemoteAddr) {
 			return caller{kind: local, name: "this host"}, nil
 		}
 		return s.callers.find(req, operators, s.Store.OperatorByCredential)
@@ -154,7 +154,7 @@ func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 // headers are never logged.
 func (s *Server) account(r route, req *http.Request, who caller, status int, took time.Duration, err error) {
 	s.metrics.request(r.pattern, status, took)
-	attrs := []any{"route", r.pattern, "path", req.URL.Path, "status", status, "took", took, "peer", req.RemoteAddr}
+	attrs := []any{"route", r.pattern, "path", req.URL.Path, "status", status, "took", took, "peer", s.peer(req)}
 	if who.name != "" {
 		attrs = append(attrs, string(who.kind), who.name)
 	}

@@ -38,6 +38,9 @@ type Options struct {
 	// it is asked each time, so that it can vary. 30 s by default, and never
 	// above 60 s: clients take a silent stream for dead.
 	KeepAlive func() time.Duration
+	// BehindProxy tells that all requests come from a proxy on this host: who is
+	// behind it is read from X-Forwarded-For, and nobody counts as this host.
+	BehindProxy bool
 	// EnrolPerMinute is how many enrolments one address may try; 30 by default.
 	EnrolPerMinute int
 	// CheckInterval is when machines check in again if nothing happens; one hour
