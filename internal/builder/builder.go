@@ -370,18 +370,3 @@ func (b *build) check(module []byte) error {
 	}
 	return nil
 }
-
-// sources lists the C files to compile for the fix.
-func (b *build) sources(_ context.Context, f *fix) ([]string, error) {
-	var sources []string
-	for _, name := range f.files {
-		switch {
-		case strings.HasSuffix(name, ".c"):
-			sources = append(sources, name)
-		default:
-			return nil, refuse(elfdiff.ReasonFile, name, "", "the fix changes "+name+", which is no C source file",
-				"Leave it out if the fix works without it; or reboot into the fixed kernel.")
-		}
-	}
-	return sources, nil
-}

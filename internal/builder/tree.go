@@ -27,6 +27,8 @@ type Tree struct {
 	Run     Runner
 	// Jobs is how many compilers run at a time; at least 1.
 	Jobs int
+	// objects are the objects that each folder's Makefile names, as far as asked.
+	objects map[string]map[string]bool
 }
 
 // compiler finds the program that CONFIG_CC_VERSION_TEXT names, and checks that it
