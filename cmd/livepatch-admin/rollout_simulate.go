@@ -65,9 +65,9 @@ livepatch-admin rollout simulate --lethal 0 --bad-day 10`),
 	f.StringSliceVar(&s.Rules, "rules", s.Rules, "`RULES` to compare")
 	f.StringVar(&s.policyFile, "policy", "", "policy `FILE`, YAML or JSON (default: the built-in policy)")
 	f.StringVar(&s.plotFile, "plot", "", "draw the result as SVG into this `FILE`")
-	f.IntVar(&s.Jobs, "jobs", s.Jobs, "how many rollouts to simulate at the same time")
+	f.IntVar(&s.Jobs, "jobs", s.Jobs, "how many rollouts to simulate at the same time (default one a processor)")
 	for _, name := range []string{"healthy-runs", "jobs"} {
-		f.Lookup(name).DefValue = ""
+		f.Lookup(name).DefValue = "0" // not shown
 	}
 	return c
 }
@@ -139,5 +139,5 @@ func (p *program) simulated(c sim.Config, rows []sim.Row) error {
 		return nil
 	}
 	return p.s.Printf("\nA test of crash counts alone needs %s machines in the mean at a false-halt rate of %g (Wald's bound).\n",
-		count(*rows[0].WaldBound), c.Policy.Judge.FalseHalts)
+		count(*rows[0].WaldBound), rollout.NewJudge(c.Policy.Judge).Settings.FalseHalts)
 }
