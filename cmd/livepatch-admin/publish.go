@@ -307,13 +307,14 @@ func (w *publishing) change(ctx context.Context, v *stream.View) (*stream.Pendin
 }
 
 // place decides the version, and holds the fixes against those of the version
-// before.
+// before it for the same binary.
 func (w *publishing) place(cat livepatch.Catalogue) error {
 	var newest uint32
 	var before *livepatch.Livepatch
 	for i, was := range cat.Patches {
 		newest = max(newest, was.Version.Major)
-		if was.Withdrawn == nil {
+		sameBinary := slices.ContainsFunc(was.BuildIDs, func(id string) bool { return slices.Contains(w.lp.BuildIDs, id) })
+		if was.Withdrawn == nil && sameBinary {
 			before = &cat.Patches[i]
 		}
 	}

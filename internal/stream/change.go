@@ -79,9 +79,13 @@ type requirement struct {
 // Sign adds the signatures that keys can give and returns how many it added. A key
 // that no file needs is not used.
 func (p *Pending) Sign(keys []Key) (int, error) {
+	needs, err := p.requirements()
+	if err != nil {
+		return 0, err
+	}
 	added := 0
-	for _, file := range slices.Sorted(maps.Keys(p.Metadata)) {
-		n, err := p.signFile(file, keys)
+	for _, file := range slices.Sorted(maps.Keys(needs)) {
+		n, err := p.signFile(file, needs[file], keys)
 		if err != nil {
 			return added, fmt.Errorf("sign %s: %w", file, err)
 		}
@@ -90,27 +94,21 @@ func (p *Pending) Sign(keys []Key) (int, error) {
 	return added, nil
 }
 
-func (p *Pending) signFile(file string, keys []Key) (int, error) {
-	needs, err := p.requirements(file)
-	if err != nil {
-		return 0, err
+func (p *Pending) signFile(file string, needs []requirement, keys []Key) (n int, err error) {
+	unwanted := func(k Key) bool {
+		return !slices.ContainsFunc(needs, func(r requirement) bool { return slices.Contains(r.keyIDs, k.ID()) })
 	}
-	wanted := func(k Key) bool {
-		return slices.ContainsFunc(needs, func(r requirement) bool { return slices.Contains(r.keyIDs, k.ID()) })
-	}
-	keys = slices.DeleteFunc(slices.Clone(keys), func(k Key) bool { return !wanted(k) })
-	var out []byte
-	var n int
+	keys = slices.DeleteFunc(slices.Clone(keys), unwanted)
+	out := p.Metadata[file]
 	if rootVersion(file) > 0 {
-		out, n, err = addSignatures[metadata.RootType](p.Metadata[file], keys)
+		out, n, err = addSignatures[metadata.RootType](out, keys)
 	} else {
-		out, n, err = addSignatures[metadata.TargetsType](p.Metadata[file], keys)
+		out, n, err = addSignatures[metadata.TargetsType](out, keys)
 	}
-	if err != nil {
-		return 0, err
+	if err == nil {
+		p.Metadata[file] = out
 	}
-	p.Metadata[file] = out
-	return n, nil
+	return n, err
 }
 
 // addSignatures signs with the keys that have not signed yet. Without any it
@@ -148,17 +146,17 @@ func signers[T metadata.Roles](m *metadata.Metadata[T]) []string {
 // Missing lists the files that lack signatures, none when the change is complete.
 // It counts who signed; whether the signatures are good a Publisher checks.
 func (p *Pending) Missing() ([]Missing, error) {
+	needs, err := p.requirements()
+	if err != nil {
+		return nil, err
+	}
 	var out []Missing
-	for _, file := range slices.Sorted(maps.Keys(p.Metadata)) {
-		needs, err := p.requirements(file)
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", file, err)
-		}
+	for _, file := range slices.Sorted(maps.Keys(needs)) {
 		have, err := p.signersOf(file)
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", file, err)
 		}
-		for _, need := range needs {
+		for _, need := range needs[file] {
 			m := Missing{File: file, Need: need.threshold}
 			for _, id := range need.keyIDs {
 				if slices.Contains(have, id) {
@@ -190,36 +188,52 @@ func (p *Pending) signersOf(file string) ([]string, error) {
 	return signers(m), nil
 }
 
-// requirements says whose signatures a file needs: a root those of the root before
-// and its own, targets those that the newest root names, a bin those that the
-// newest targets names.
-func (p *Pending) requirements(file string) ([]requirement, error) {
-	if v := rootVersion(file); v > 0 {
-		return p.rootRequirements(file, v)
-	}
-	root, err := p.newestRoot()
+// requirements says whose signatures each file needs: a root those of the root
+// before and its own, targets those that the newest root names, a bin those that
+// the newest targets names.
+func (p *Pending) requirements() (map[string][]requirement, error) {
+	signing, delegated, err := p.signingKeys()
 	if err != nil {
 		return nil, err
 	}
-	if file == "targets.json" {
-		return []requirement{roleOf(root, metadata.TARGETS)}, nil
+	needs := map[string][]requirement{}
+	for file := range p.Metadata {
+		v := rootVersion(file)
+		switch {
+		case v > 0:
+			if needs[file], err = p.rootRequirements(file, v); err != nil {
+				return nil, tufError(file, err)
+			}
+		case file == "targets.json":
+			needs[file] = []requirement{signing}
+		case bins().IsDelegatedRole(strings.TrimSuffix(file, ".json")):
+			needs[file] = []requirement{delegated}
+		default:
+			return nil, livepatch.Errorf(livepatch.CodeInvalid, "%q is no file of the stream", file)
+		}
 	}
-	if !bins().IsDelegatedRole(strings.TrimSuffix(file, ".json")) {
-		return nil, livepatch.Errorf(livepatch.CodeInvalid, "%q is no file of the stream", file)
+	return needs, nil
+}
+
+// signingKeys says who signs targets and who signs bins once the change is made.
+func (p *Pending) signingKeys() (targets, bins requirement, err error) {
+	root, err := p.newestRoot()
+	if err != nil {
+		return targets, bins, tufError("root.json", err)
 	}
 	b := p.Metadata["targets.json"]
 	if b == nil {
 		b = p.Targets
 	}
-	targets, err := parse[metadata.TargetsType](b)
+	t, err := parse[metadata.TargetsType](b)
+	if err == nil {
+		err = checkDelegation(t)
+	}
 	if err != nil {
-		return nil, err
+		return targets, bins, tufError("targets.json", err)
 	}
-	if err := checkDelegation(targets); err != nil {
-		return nil, err
-	}
-	d := targets.Signed.Delegations.SuccinctRoles
-	return []requirement{{d.KeyIDs, d.Threshold}}, nil
+	d := t.Signed.Delegations.SuccinctRoles
+	return roleOf(root, metadata.TARGETS), requirement{d.KeyIDs, d.Threshold}, nil
 }
 
 func (p *Pending) rootRequirements(file string, version int64) ([]requirement, error) {

@@ -185,8 +185,11 @@ func (w *walk) followTimestamp(ctx context.Context, f Fetcher, s *state) error {
 	}
 	b, got, err := fetchAll(ctx, f, timestampName, maxTimestampSize, etag)
 	w.noteDate(got)
+	if livepatch.CodeOf(err) == livepatch.CodeNotFound {
+		return livepatch.Errorf(livepatch.CodeUnavailable, "the server has no stream: its operator has not pushed keys yet, or the address is not that of a livepatch server: %w", err)
+	}
 	if err != nil {
-		return missing(timestampName, err)
+		return err
 	}
 	if got.NotModified && etag != "" {
 		if w.set.Timestamp.Signed.IsExpired(w.now) {
