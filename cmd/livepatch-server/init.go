@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -272,9 +271,7 @@ func (p *program) buildTLS(dir string, o initOptions) error {
 // buildOperator makes database and first operator, and what livepatch-admin needs
 // to be that operator.
 func (p *program) buildOperator(ctx context.Context, dir string, o initOptions) error {
-	var secret [32]byte
-	_, _ = rand.Read(secret[:]) // never fails (crypto/rand)
-	credential := hex.EncodeToString(secret[:])
+	credential := newCredential()
 	db, err := store.OpenSQLite(ctx, filepath.Join(dir, "server.db"), p.now)
 	if err != nil {
 		return err

@@ -94,14 +94,25 @@ func (p *program) runServe(ctx context.Context, s settings) (err error) {
 	})
 }
 
-// lock makes sure that init finished here and that this is the only server on the
-// data folder: SQLite could be shared, the stream has one publisher.
-func (p *program) lock() (unlock func(), err error) {
+// initialised makes sure that init finished in the data folder.
+func (p *program) initialised() error {
+	if p.data == "" {
+		return livepatch.Errorf(livepatch.CodeInvalid, "say where the data folder is: --data DIR (or %sDATA)", envPrefix)
+	}
 	if _, err := os.Stat(filepath.Join(p.data, unfinished)); err == nil {
-		return nil, livepatch.Errorf(livepatch.CodeConflict, "init was interrupted in %s; run it again: livepatch-server init --data %s", p.data, p.data)
+		return livepatch.Errorf(livepatch.CodeConflict, "init was interrupted in %s; run it again: livepatch-server init --data %s", p.data, p.data)
 	}
 	if _, err := os.Stat(filepath.Join(p.data, "server.db")); errors.Is(err, fs.ErrNotExist) {
-		return nil, livepatch.Errorf(livepatch.CodeNotFound, "there is no server in %s; make one: livepatch-server init --data %s", p.data, p.data)
+		return livepatch.Errorf(livepatch.CodeNotFound, "there is no server in %s; make one: livepatch-server init --data %s", p.data, p.data)
+	}
+	return nil
+}
+
+// lock makes sure that this is the only server on the data folder: SQLite could be
+// shared, the stream has one publisher.
+func (p *program) lock() (unlock func(), err error) {
+	if err := p.initialised(); err != nil {
+		return nil, err
 	}
 	f, err := os.OpenFile(filepath.Join(p.data, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -332,3 +332,35 @@ func TestCertificateIsRenewedForTheSameNames(t *testing.T) {
 		t.Errorf("the new certificate is for %v %v until %v", after.DNSNames, after.IPAddresses, after.NotAfter)
 	}
 }
+
+func TestOperatorsAreReplacedWhileServing(t *testing.T) {
+	t.Parallel()
+	dir, _ := initialise(t)
+	s := serve(t, dir)
+	defer s.stop()
+	code, out, errs := command(t, "operator", "create", "ann", "--data", dir)
+	if code != 0 {
+		t.Fatalf("operator create: exit %d: %s", code, errs)
+	}
+	ann := *client(t, dir, s.url)
+	ann.Credential, _, _ = strings.Cut(out, "\n")
+	_, err := ann.CreateAccount(t.Context(), api.NewAccount{Name: "acme"})
+	must(t, err)
+	if code, _, errs := command(t, "operator", "create", "ann", "--data", dir); code != cli.ExitConflict || !strings.Contains(errs, "ann already") {
+		t.Errorf("the same name again: exit %d, %s", code, errs)
+	}
+	if code, _, errs := command(t, "operator", "remove", "operator", "--data", dir); code != 0 {
+		t.Errorf("operator remove: exit %d, %s", code, errs)
+	}
+	if _, err := client(t, dir, s.url).Accounts(t.Context()); livepatch.CodeOf(err) != livepatch.CodeUnauthorized {
+		t.Errorf("a removed operator may still list accounts: %v", err)
+	}
+	if code, out, _ := command(t, "operator", "list", "--data", dir); code != 0 || !strings.Contains(out, "ann") || strings.Contains(out, "operator") {
+		t.Errorf("operator list: exit %d, %s", code, out)
+	}
+	lines, err := ann.Audit(t.Context(), 3)
+	must(t, err)
+	if lines[0].Action != "operator.remove" || lines[1].Actor != "operator ann" {
+		t.Errorf("audit log is %+v", lines)
+	}
+}

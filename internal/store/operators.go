@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
 	"livepatch"
 )
@@ -23,6 +24,42 @@ func (s *Store) AddOperator(ctx context.Context, actor, name, credential string)
 			return errors.Join(livepatch.Errorf(livepatch.CodeConflict, "there is an operator %s already", name), err)
 		}
 		return audit(ctx, tx, now, actor, "operator.create", name, "")
+	})
+}
+
+// Operator is somebody with the operators' rights.
+type Operator struct {
+	Name    string    `json:"name"`
+	Created time.Time `json:"created"`
+}
+
+// Operators lists all operators by name.
+func (s *Store) Operators(ctx context.Context) ([]Operator, error) {
+	rows, err := s.reader.QueryContext(ctx, `SELECT name, created FROM operators ORDER BY name`)
+	operators, err := collect(rows, err, func(scan func(...any) error) (o Operator, err error) {
+		var created int64
+		err = scan(&o.Name, &created)
+		o.Created = fromMillis(created)
+		return o, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list operators: %w", err)
+	}
+	return operators, nil
+}
+
+// RemoveOperator ends an operator's credential. Servers that have seen it lately
+// may accept it for some seconds more.
+func (s *Store) RemoveOperator(ctx context.Context, actor, name string) error {
+	return s.write(ctx, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, `DELETE FROM operators WHERE name = $1`, name)
+		if err != nil {
+			return fmt.Errorf("remove operator: %w", err)
+		}
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			return errors.Join(livepatch.Errorf(livepatch.CodeNotFound, "there is no operator %s", name), err)
+		}
+		return audit(ctx, tx, s.now(), actor, "operator.remove", name, "")
 	})
 }
 
