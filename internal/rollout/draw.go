@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"hash"
 )
 
@@ -20,6 +21,22 @@ const KeySize = 32
 func Draw(key []byte, rollout, machine string) float64 {
 	d := NewDrawer(key, rollout)
 	return d.Draw(machine)
+}
+
+// Commitment is the SHA-256 of the rollout's key in hex. Written down when the
+// rollout starts, it proves afterwards that the key was not chosen to suit.
+func (r *Rollout) Commitment() string {
+	sum := sha256.Sum256(r.Key)
+	return hex.EncodeToString(sum[:])
+}
+
+// Public is r as anybody may see it: with the key only once nobody can gain by
+// knowing it, when everybody is drawn or the patch withdrawn.
+func (r Rollout) Public() Rollout {
+	if r.State != General && r.State != Withdrawn {
+		r.Key = nil
+	}
+	return r
 }
 
 // Drawer draws many machines of one rollout faster than Draw. It is not safe for

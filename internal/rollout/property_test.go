@@ -144,3 +144,21 @@ func TestDrawNeedsTheKey(t *testing.T) {
 		t.Error("the draw does not depend on the key and the rollout")
 	}
 }
+
+// TestKeyIsRevealedAtTheEnd: while a stage draws, nobody is shown the key; then
+// everybody is, and it is the one that was committed to.
+func TestKeyIsRevealedAtTheEnd(t *testing.T) {
+	t.Parallel()
+	r := started(t, nil)
+	committed := r.Commitment()
+	if len(committed) != 64 || r.Public().Key != nil {
+		t.Errorf("commitment %q, key %x shown in %s", committed, r.Public().Key, r.State)
+	}
+	r, _, err := rollout.Operate(r, "expedite", "op", "test", noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if end := r.Public(); end.Key == nil || end.Commitment() != committed {
+		t.Errorf("key %x shown in %s", end.Key, end.State)
+	}
+}

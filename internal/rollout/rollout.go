@@ -59,8 +59,8 @@ type Rollout struct {
 	// Policy is the copy the rollout started with; later versions of the policy
 	// do not change it.
 	Policy Policy `json:"policy"`
-	// Key is the secret of the draw, KeySize random bytes. It is revealed when the
-	// rollout ends, so that everybody can check every draw.
+	// Key is the secret of the draw, KeySize random bytes; see Commitment and
+	// Public.
 	Key []byte `json:"key,omitempty"`
 }
 
