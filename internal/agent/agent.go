@@ -71,7 +71,9 @@ type Agent struct {
 	clock     serverClock
 	problems  problems
 	next      time.Time
-	applying  livepatch.PatchState
+	// failures counts checks that failed since one did not.
+	failures int
+	applying livepatch.PatchState
 	// failedVersion is the version that the problem in areaApply is about.
 	failedVersion livepatch.Version
 
@@ -115,6 +117,13 @@ func (s *spread) about(d time.Duration) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return d - d/10 + time.Duration(s.r.Int64N(int64(d/5)+1))
+}
+
+// within is somewhere between 0 and d.
+func (s *spread) within(d time.Duration) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Duration(s.r.Int64N(int64(d)))
 }
 
 // New reads configuration and state. It neither touches the kernel nor the

@@ -167,7 +167,7 @@ func (a *Agent) finish(ctx context.Context, before *journal) error {
 	j := a.journal
 	t, err := a.o.Kernel.WaitTransition(ctx, j.Module, a.settings.duration("transition-timeout"))
 	switch {
-	case ctx.Err() != nil:
+	case err != nil && ctx.Err() != nil:
 		// We are told to stop. The journal has it; the next start goes on here.
 		return err
 	case err != nil:

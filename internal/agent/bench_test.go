@@ -47,7 +47,7 @@ type bench struct {
 func newBench(t testing.TB) *bench {
 	t.Helper()
 	b := &bench{TB: t, kern: kerneltest.New(t), repo: streamtest.New(t)}
-	b.srv = &fakeServer{stream: b.repo.Handler(), reports: map[string]livepatch.Report{}, machines: map[string]api.EnrolRequest{}, events: make(chan struct{}, 1)}
+	b.srv = &fakeServer{stream: b.repo.Handler(), reports: map[string]livepatch.Report{}, machines: map[string]api.EnrolRequest{}, events: make(chan struct{}, 1), broken: make(chan struct{})}
 	dir := t.TempDir()
 	b.o = Options{
 		StateDir: filepath.Join(dir, "state"), ConfigFile: filepath.Join(dir, "livepatch.yaml"),
@@ -225,6 +225,7 @@ type fakeServer struct {
 	mu     sync.Mutex
 	stream http.Handler
 	events chan struct{}
+	broken chan struct{}
 	// bytes counts the bodies of requests and answers.
 	bytes atomic.Int64
 	// grant is what the next check-ins get until a report answers it.
@@ -261,6 +262,9 @@ func (s *fakeServer) set(f func(*fakeServer)) {
 	defer s.mu.Unlock()
 	f(s)
 }
+
+// breakEvents ends the event stream of whoever listens.
+func (s *fakeServer) breakEvents() { s.broken <- struct{}{} }
 
 // kinds are the reports that arrived, in order, each once.
 func (s *fakeServer) kinds() []livepatch.ReportKind {
@@ -400,6 +404,8 @@ func (s *fakeServer) serveEvents(w http.ResponseWriter, r *http.Request) {
 			return
 		case <-s.events:
 			fmt.Fprintf(w, "event: %s\ndata: {}\n\n", api.EventCheck)
+		case <-s.broken:
+			return
 		case <-time.After(30 * time.Second):
 			fmt.Fprint(w, ": alive\n\n")
 		}

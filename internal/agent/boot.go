@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"maps"
 	"strings"
 	"time"
 
@@ -23,6 +24,8 @@ func (a *Agent) Start(ctx context.Context) error {
 		return err
 	}
 	a.note(areaMachine, kernel.Refusal(a.facts))
+	// A reboot removed them.
+	maps.DeleteFunc(a.memory.Modules, func(name string, _ livepatch.Version) bool { return !a.o.Kernel.HasModule(name) })
 	resume := a.judge(ctx)
 	if a.enabled() {
 		a.openCache()

@@ -123,6 +123,7 @@ func (a *Agent) checkInRequest() api.CheckInRequest {
 // answered keeps what the server said.
 func (a *Agent) answered(resp api.CheckInResponse) {
 	now := time.Now()
+	a.failures = 0
 	a.clock.set(resp.Time, now)
 	a.note(areaClock, a.clock.skew())
 	a.note(areaCheckIn, nil)

@@ -13,9 +13,13 @@ import (
 // idle is how long the loop waits when nothing is due by the clock.
 const idle = 24 * time.Hour
 
-// eventPause spreads machines that hear of the same event, and bounds how often
-// events alone can cause checks.
-const eventPause = 2 * time.Second
+// eventSpread is the longest that a machine waits after an event, so that all that
+// hear of the same one do not come at once; a halt still arrives in seconds.
+const eventSpread = 4 * time.Second
+
+// After a check that failed, the next comes after firstAgain, then twice that, up
+// to the usual interval: at boot the network is often not there yet.
+const firstAgain = 15 * time.Second
 
 // Run loops until ctx is done: check with the server by the clock and on events,
 // watch the health of what was loaded. Start must have been called.
@@ -48,7 +52,7 @@ func (a *Agent) turnOnce(ctx context.Context, asked bool) {
 	if a.enabled() && (asked || news || !a.next.IsZero() && !now.Before(a.next)) {
 		a.schedule(0)
 		if err := a.check(ctx); err != nil && ctx.Err() == nil {
-			a.o.Log.Debug("check", "err", err)
+			a.again()
 		}
 	}
 	// What a check needed goes back to the system: between two of them the
@@ -68,6 +72,15 @@ func (a *Agent) schedule(server time.Duration) {
 		wait = min(wait, max(server, time.Minute))
 	}
 	a.next = time.Now().Add(a.spread.about(wait))
+}
+
+// again brings the next check forward after one that failed.
+func (a *Agent) again() {
+	wait := firstAgain << min(a.failures, 10)
+	a.failures++
+	if at := time.Now().Add(a.spread.about(wait)); !a.next.IsZero() && at.Before(a.next) {
+		a.next = at
+	}
 }
 
 // untilNext is how long nothing is due.
@@ -95,6 +108,7 @@ const (
 // follow holds the server's event stream while the machine is enabled.
 func (a *Agent) follow(ctx context.Context) {
 	retry := firstRetry
+	missed := false // the loop makes the first check by itself
 	for ctx.Err() == nil {
 		changed := a.listen.wait()
 		c := a.listener(ctx)
@@ -105,10 +119,11 @@ func (a *Agent) follow(ctx context.Context) {
 			}
 			continue
 		}
-		if a.hear(ctx, c, changed) {
+		if a.hear(ctx, c, changed, missed) {
 			retry = firstRetry
 		}
-		a.pause(ctx, changed, retry)
+		missed = true
+		a.pause(ctx, changed, a.spread.about(retry))
 		retry = min(2*retry, lastRetry)
 	}
 }
@@ -131,7 +146,8 @@ func (a *Agent) listener(ctx context.Context) *api.Client {
 
 // hear listens until the stream breaks or changed; it returns whether it was
 // connected.
-func (a *Agent) hear(ctx context.Context, c *api.Client, changed <-chan struct{}) (connected bool) {
+// With missed it makes the loop check once it is connected.
+func (a *Agent) hear(ctx context.Context, c *api.Client, changed <-chan struct{}, missed bool) (connected bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -148,17 +164,21 @@ func (a *Agent) hear(ctx context.Context, c *api.Client, changed <-chan struct{}
 			return connected
 		case e.Kind == api.Connected:
 			connected = true
+			if missed { // events may have come while nobody listened
+				a.pause(ctx, changed, a.spread.within(eventSpread))
+				a.wake()
+			}
 		case e.Kind == api.EventCheck:
-			a.pause(ctx, nil, eventPause)
+			a.pause(ctx, changed, a.spread.within(eventSpread))
 			a.wake()
 		}
 	}
 	return connected
 }
 
-// pause waits for about d, or until something changes.
+// pause waits for d, or until something changes.
 func (a *Agent) pause(ctx context.Context, changed <-chan struct{}, d time.Duration) {
-	t := time.NewTimer(a.spread.about(d))
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:

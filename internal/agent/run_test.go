@@ -91,6 +91,41 @@ func TestLoopSurvivesAServerThatIsAway(t *testing.T) {
 	})
 }
 
+// TestNetworkComesLateAtBoot: the first checks fail because there is no network
+// yet; nobody waits an hour for the next.
+func TestNetworkComesLateAtBoot(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.enable()
+		b.publish(1)
+		b.srv.down = true
+		b.running()
+		time.Sleep(40 * time.Second)
+		b.srv.set(func(s *fakeServer) { s.down = false })
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		b.wantRunning(moduleName(1))
+	})
+}
+
+// TestMissedEventsAreMadeUpFor: the event stream breaks; what happened meanwhile is
+// asked for when it is back.
+func TestMissedEventsAreMadeUpFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.enable()
+		b.running()
+		b.srv.breakEvents()
+		synctest.Wait()
+		b.publish(1)
+		time.Sleep(15 * time.Second)
+		synctest.Wait()
+		b.wantRunning(moduleName(1))
+	})
+}
+
 func TestChecksByTheClockCanBeTurnedOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -99,6 +134,7 @@ func TestChecksByTheClockCanBeTurnedOff(t *testing.T) {
 		b.running()
 		_, err := b.a.set(t.Context(), localapi.SetConfig{Values: map[string]string{"check-interval": "0"}})
 		b.ok(err)
+		time.Sleep(time.Minute) // the new settings are tried out at once
 		synctest.Wait()
 		n := b.srv.count()
 		time.Sleep(100 * time.Hour)

@@ -90,6 +90,9 @@ func (m *memory) suspected(k livepatch.Kernel, v livepatch.Version) *suspect {
 	return nil
 }
 
+// maxSuspects bounds what is remembered; older ones are of kernels long gone.
+const maxSuspects = 64
+
 func (m *memory) suspect(s suspect) {
 	for _, known := range m.Suspects {
 		if known.Version == s.Version && known.Kernel == s.Kernel {
@@ -97,6 +100,9 @@ func (m *memory) suspect(s suspect) {
 		}
 	}
 	m.Suspects = append(m.Suspects, s)
+	if n := len(m.Suspects); n > maxSuspects {
+		m.Suspects = slices.Delete(m.Suspects, 0, n-maxSuspects)
+	}
 }
 
 // version tells which version a loaded module is: by the catalogue, else by what
