@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime/debug"
 	"time"
 
 	"livepatch"
@@ -86,13 +87,23 @@ func (s *Server) guard(r route) http.Handler {
 		}
 		if err == nil {
 			req.Body = http.MaxBytesReader(answer, req.Body, r.body)
-			err = r.handle(answer, req, who)
+			err = call(r, answer, req, who)
 		}
-		if err != nil {
+		if err != nil && answer.status == 0 {
 			s.problem(answer, req, err)
 		}
 		s.account(r, req, who, answer.status, s.Now().Sub(start), err)
 	})
+}
+
+// call runs the handler. A panic is a failure of this request only.
+func call(r route, w http.ResponseWriter, req *http.Request, who caller) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+		}
+	}()
+	return r.handle(w, req, who)
 }
 
 // mayCall finds out who calls and holds it against the route's right.

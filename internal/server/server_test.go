@@ -364,6 +364,21 @@ func TestInternalErrorsStayInside(t *testing.T) {
 	}
 }
 
+func TestPanicIsOneFailedRequest(t *testing.T) {
+	t.Parallel()
+	f := newServer(t, func(o *Options) {
+		o.Decide = func(store.Facts) store.Decision { panic("the rule is broken") }
+	})
+	machine, _ := f.enrol(t, 1)
+	_, err := machine.CheckIn(t.Context(), checkIn())
+	wantCode(t, err, livepatch.CodeInternal, "log")
+	if !strings.Contains(f.log.String(), "the rule is broken") {
+		t.Error("the panic is not in the log")
+	}
+	_, err = f.operator.Accounts(t.Context())
+	must(t, err)
+}
+
 // wait ends the test when ctx is done first.
 func wait[T any](t testing.TB, ctx context.Context, c <-chan T, what string) T {
 	t.Helper()
