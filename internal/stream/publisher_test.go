@@ -414,3 +414,22 @@ func TestEmptyStream(t *testing.T) {
 	_, err = p.Accept(t.Context(), first.Change)
 	wantCode(t, err, livepatch.CodeInvalid)
 }
+
+// TestWrongKernel signs the catalogue of one kernel at the place of another: neither
+// the publisher nor a client of a careless publisher takes it.
+func TestWrongKernel(t *testing.T) {
+	t.Parallel()
+	repo := streamtest.New(t)
+	k := kernel()
+	other := k
+	other.Release = "6.1.0-50-cloud-amd64"
+	repo.Publish(other, []byte("for the other kernel"))
+	_, cat := repo.Catalogue(other.Target())
+	c := forge(t, repo, k.Target(), func(c *livepatch.Catalogue) { *c = cat })
+	_, err := repo.Publisher.Accept(t.Context(), c)
+	wantCode(t, err, livepatch.CodeWrongKernel)
+	for _, b := range c.Catalogues {
+		_, err = stream.ParseCatalogue(b, k.Target())
+		wantCode(t, err, livepatch.CodeWrongKernel)
+	}
+}
