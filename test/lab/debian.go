@@ -17,7 +17,7 @@ import (
 
 // debianPackages are what the image has beyond Debian's minimum: systemd and what a
 // server has anyway.
-const debianPackages = "systemd,systemd-sysv,udev,dbus,iproute2,ca-certificates,kmod,procps"
+const debianPackages = "systemd,systemd-sysv,udev,dbus,iproute2,ca-certificates,kmod,procps,adduser"
 
 // debianFiles make the bare system one that boots unattended.
 var debianFiles = map[string]string{
