@@ -264,8 +264,9 @@ func (a *Agent) randomHex(n int) (string, error) {
 	return fmt.Sprintf("%x", b), nil
 }
 
-// serverClock is the server's time, carried on by this machine's monotonic clock,
-// so that setting the wall clock neither prolongs nor shortens a grant.
+// serverClock is the server's time, carried on by this machine's clocks. Setting the
+// wall clock back does not prolong a grant, and neither does a suspend, during which
+// the monotonic clock stands still: the clock that moved further counts.
 type serverClock struct {
 	server time.Time
 	taken  time.Time
@@ -278,7 +279,8 @@ func (c serverClock) at(now time.Time) time.Time {
 	if c.taken.IsZero() {
 		return now
 	}
-	return c.server.Add(now.Sub(c.taken))
+	wall := now.Round(0).Sub(c.taken.Round(0)) // Round drops the monotonic reading
+	return c.server.Add(max(now.Sub(c.taken), wall))
 }
 
 // maxSkew is how far clocks may differ before it is a problem: far less than the

@@ -188,7 +188,7 @@ func (a *Agent) finish(ctx context.Context, before *journal) error {
 	a.o.Crash("apply:remembered")
 	a.o.Log.Info("applied", "version", j.Version, "module", j.Module, "transition", t.Duration)
 	a.note(areaApply, nil)
-	a.note(areaGuard, nil)
+	a.noteSuspects()
 	a.note(areaHealth, nil)
 	a.tidy(ctx)
 	return nil

@@ -36,6 +36,7 @@ func (a *Agent) Start(ctx context.Context) error {
 	} else if a.enabled() {
 		a.atBoot(ctx)
 	}
+	a.noteSuspects()
 	return ctx.Err()
 }
 
@@ -101,7 +102,6 @@ func (a *Agent) accuse(ctx context.Context, why string, crashes []kernel.CrashRe
 		r.Evidence = clip(a.o.PreviousLog(ctx))
 	}
 	a.report(r)
-	a.note(areaGuard, livepatch.Errorf(livepatch.CodeSuspect, "livepatch %s is held back: %s. A newer version will be loaded; to try this one again, run 'livepatch refresh --retry-suspect'", j.Version, why))
 	if err := a.saveMemory(); err != nil {
 		return // the journal stays and accuses again at the next start
 	}
@@ -109,6 +109,36 @@ func (a *Agent) accuse(ctx context.Context, why string, crashes []kernel.CrashRe
 	if err := a.saveJournal(nil); err != nil {
 		a.note(areaDisk, err)
 	}
+}
+
+// noteSuspects shows the newest suspect that is of interest: for the running
+// kernel, newer than what runs, and not withdrawn.
+func (a *Agent) noteSuspects() {
+	in, err := a.situation(nil)
+	if err != nil {
+		a.note(areaMachine, err)
+		return
+	}
+	var runs livepatch.Version
+	if ours := in.ours(); len(ours) > 0 {
+		runs = ours[0].version
+	}
+	var held error
+	for _, s := range a.memory.Suspects {
+		if s.Kernel == a.facts.Kernel.Target() && s.Version.Compare(runs) > 0 && !a.withdrawn(s.Version) {
+			runs, held = s.Version, s.err()
+		}
+	}
+	a.note(areaGuard, held)
+}
+
+// withdrawn tells that the signed catalogue withdraws a version.
+func (a *Agent) withdrawn(v livepatch.Version) bool {
+	if a.catalogue == nil {
+		return false
+	}
+	p := a.catalogue.Find(v)
+	return p != nil && p.Withdrawn != nil
 }
 
 // attemptID names the attempt of a journal, the same each time it is asked.
@@ -147,9 +177,6 @@ func (a *Agent) atBoot(ctx context.Context) {
 		return // the daemon was restarted, not the machine
 	}
 	if err := admissible(p, a.facts.Kernel, &a.memory); err != nil {
-		if livepatch.CodeOf(err) == livepatch.CodeSuspect {
-			a.note(areaGuard, err)
-		}
 		a.o.Log.Info("not loaded at boot", "version", b.Version, "why", err)
 		return
 	}

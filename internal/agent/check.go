@@ -163,6 +163,7 @@ func (a *Agent) refreshCatalogue(ctx context.Context) error {
 		return explain(ctx, c, err)
 	}
 	a.catalogue = cat
+	a.noteSuspects() // one of them may be withdrawn by now
 	return nil
 }
 

@@ -113,6 +113,32 @@ func TestPanicMakesSuspect(t *testing.T) {
 	}
 }
 
+// TestOlderPatchRunsBesideASuspect: version 2.1 crashes the machine before it was
+// in force, so the boot loads 1.1 and says that 2.1 is held back, until that is
+// withdrawn.
+func TestOlderPatchRunsBesideASuspect(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.enable()
+	b.publish(1)
+	b.refresh()
+	b.publish(2)
+	if !b.killAt("apply:loaded", func() { b.refresh() }) {
+		t.Fatal("not killed")
+	}
+	b.kern.Reboot()
+	b.boot()
+	b.wantRunning(moduleName(1))
+	b.wantProblem(livepatch.CodeSuspect, "livepatch 2.1 is held back")
+	b.srv.give(nil)
+	b.repo.Withdraw(kerneltest.Running().Target(), version(2), "it crashed machines")
+	b.refresh()
+	b.wantRunning(moduleName(1))
+	if p := b.status().Problems; len(p) != 0 {
+		t.Errorf("problems %v after the suspect was withdrawn", p)
+	}
+}
+
 func TestSuspectIsRetriedWhenAsked(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -58,3 +58,8 @@ type suspect struct {
 	Reason  string                 `json:"reason"`
 	At      time.Time              `json:"at"`
 }
+
+// err is why a suspect is not loaded, and what to do.
+func (s suspect) err() error {
+	return livepatch.Errorf(livepatch.CodeSuspect, "livepatch %s is held back: %s. A newer version will be loaded; to try this one again, run 'livepatch refresh --retry-suspect'", s.Version, s.Reason)
+}

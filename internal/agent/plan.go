@@ -149,7 +149,7 @@ func admissible(p *livepatch.Livepatch, k livepatch.Kernel, m *memory) error {
 	case !p.MadeFor(k):
 		return livepatch.Errorf(livepatch.CodeWrongKernel, "livepatch %s is not for this kernel: it was proven against other builds of %s than the running one (build id %s)", p.Version, k.Release, k.BuildID)
 	case s != nil:
-		return livepatch.Errorf(livepatch.CodeSuspect, "livepatch %s is held back: %s. A newer version will be loaded; to try this one again, run 'livepatch refresh --retry-suspect'", p.Version, s.Reason)
+		return s.err()
 	}
 	return nil
 }

@@ -201,7 +201,7 @@ func (a *Agent) refresh(ctx context.Context, r localapi.RefreshRequest) (localap
 	a.note(areaHeld, nil)
 	if r.RetrySuspect {
 		a.memory.Suspects = nil
-		a.note(areaGuard, nil)
+		a.noteSuspects()
 	}
 	if err := a.saveMemory(); err != nil {
 		return resp, err
