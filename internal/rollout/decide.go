@@ -73,7 +73,8 @@ type Progress struct {
 	// Pending is how many grants are younger than Policy.Watch and have not ended
 	// in a failure.
 	Pending int `json:"pending"`
-	// Healthy is how many machines got through their watch without a bad report.
+	// Healthy is how many machines were heard of after their watch, with nothing bad
+	// to report.
 	Healthy int `json:"healthy"`
 }
 

@@ -77,3 +77,27 @@ func TestDecide(t *testing.T) {
 		}
 	}
 }
+
+func TestFirstTierAndPool(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		plan  string
+		optIn livepatch.Tier
+		tier  livepatch.Tier
+		pool  string
+	}{
+		{"community", "", "canary", rollout.PoolCommunity},
+		{"community", "general", "canary", rollout.PoolCommunity}, // no opting out without a plan
+		{"standard", "", "general", rollout.PoolPaid},
+		{"standard", "general", "general", rollout.PoolPaid},
+		{"standard", "canary", "canary", rollout.PoolCommunity},
+		{"advanced", "early", "early", rollout.PoolCommunity},
+		{"advanced", "nonsense", "general", rollout.PoolPaid},
+	} {
+		m := rollout.Machine{Plan: tt.plan, OptIn: tt.optIn, Kernel: kernel}
+		tier, stratum := rollout.FirstTier(tt.plan, tt.optIn), rollout.StratumOf(m, "h1", "kvm")
+		if tier != tt.tier || stratum.Pool != tt.pool || stratum.Kernel != kernel.Release {
+			t.Errorf("%s that opted in to %q: tier %s, %+v; want %s, %s", tt.plan, tt.optIn, tier, stratum, tt.tier, tt.pool)
+		}
+	}
+}

@@ -57,8 +57,8 @@ type share struct {
 
 // Stratum is what a machine is compared by.
 type Stratum struct {
-	// Pool separates machines that are drawn together: "community" (with those that
-	// opted in) and "paid". A machine is only ever compared within its pool.
+	// Pool separates machines that are drawn together: PoolCommunity (with those
+	// that opted in) and PoolPaid. A machine is only ever compared within its pool.
 	Pool string `json:"pool"`
 	// Kernel is the release, which has the flavour in it.
 	Kernel string `json:"kernel"`
@@ -66,6 +66,21 @@ type Stratum struct {
 	// empty when not known.
 	Hardware string `json:"hardware,omitempty"`
 	Virt     string `json:"virt,omitempty"`
+}
+
+// The pools.
+const (
+	PoolCommunity = "community"
+	PoolPaid      = "paid"
+)
+
+// StratumOf is m's stratum; hardware and virt may be empty.
+func StratumOf(m Machine, hardware, virt string) Stratum {
+	s := Stratum{Pool: PoolCommunity, Kernel: m.Kernel.Release, Hardware: hardware, Virt: virt}
+	if FirstTier(m.Plan, m.OptIn) == livepatch.TierGeneral {
+		s.Pool = PoolPaid
+	}
+	return s
 }
 
 // Slices are the names of the groups that a machine of this stratum is tested in,

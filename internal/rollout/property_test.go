@@ -2,6 +2,7 @@ package rollout_test
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -161,4 +162,30 @@ func TestKeyIsRevealedAtTheEnd(t *testing.T) {
 	if end := r.Public(); end.Key == nil || end.Commitment() != committed {
 		t.Errorf("key %x shown in %s", end.Key, end.State)
 	}
+}
+
+// TestEvidenceIsANumber: whatever counts a database comes up with, the evidence
+// stays a number that is not negative.
+func TestEvidenceIsANumber(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		j := rollout.NewJudge(rollout.Judging{})
+		for range rapid.IntRange(1, 50).Draw(t, "events") {
+			count := rapid.IntRange(-2, 1<<30)
+			e := rollout.Event{Kind: rapid.SampledFrom([]rollout.Harm{rollout.Crash, rollout.Warn, rollout.Silence, "odd"}).Draw(t, "kind"),
+				At: noon, Stratum: where, Signature: rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "signature"),
+				Patched: rapid.Bool().Draw(t, "patched"), Age: rollout.Duration(rapid.Int64().Draw(t, "age"))}
+			for range rapid.IntRange(0, 5).Draw(t, "risks") {
+				r := rollout.Risk{Online: count.Draw(t, "online")}
+				for w := range r.Within {
+					r.Within[w] = count.Draw(t, "within")
+				}
+				e.Risks = append(e.Risks, r)
+			}
+			j.Observe(e)
+			if v := j.Evidence(); !(v >= 0) || math.IsInf(v, 0) {
+				t.Fatalf("evidence is %g after %+v", v, e)
+			}
+		}
+	})
 }

@@ -110,7 +110,9 @@ type value struct {
 const communityShare = 0.7
 
 // The fleet's shape: a few common values and a tail, as fleets have.
-func pools() []value { return []value{{"community", communityShare}, {"paid", 1 - communityShare}} }
+func pools() []value {
+	return []value{{rollout.PoolCommunity, communityShare}, {rollout.PoolPaid, 1 - communityShare}}
+}
 
 func kernels() []value {
 	return []value{{"6.1.0-47-amd64", 0.5}, {"6.1.0-47-cloud-amd64", 0.4}, {"6.1.0-47-rt-amd64", 0.1}}

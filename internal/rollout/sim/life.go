@@ -4,6 +4,7 @@ import (
 	"math"
 	"time"
 
+	"livepatch"
 	"livepatch/internal/rollout"
 )
 
@@ -259,7 +260,7 @@ func (w *world) enter() {
 
 // eligible tells whether the stage's tier may draw m.
 func (w *world) eligible(m int32) bool {
-	return w.rollout.State == rollout.General || w.cells[w.ms[m].cell].stratum.Pool == "community"
+	return w.rollout.State == rollout.General || w.cells[w.ms[m].cell].stratum.Pool == rollout.PoolCommunity
 }
 
 // enlist adds m, which is online, to those that wait for a grant if it is drawn.
@@ -299,8 +300,8 @@ func (w *world) asker(m int32) rollout.Machine {
 	out := rollout.Machine{ID: w.ids[m], Plan: rollout.PlanCommunity, Kernel: simKernel()}
 	switch {
 	case w.ms[m].optIn:
-		out.Plan, out.OptIn = "standard", "canary"
-	case w.cells[w.ms[m].cell].stratum.Pool != "community":
+		out.Plan, out.OptIn = "standard", livepatch.TierCanary
+	case w.cells[w.ms[m].cell].stratum.Pool != rollout.PoolCommunity:
 		out.Plan = "standard"
 	}
 	return out
