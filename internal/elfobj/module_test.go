@@ -61,6 +61,26 @@ func TestParsePatchKeepsPosition(t *testing.T) {
 	}
 }
 
+// kpatch-build and klp-build fill struct klp_patch when the module is loaded; what
+// they replace is in tables of their own.
+func TestReadModuleOfOtherBuilders(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"kpatch.ko", "klp_build.ko"} {
+		p, err := elfobj.ParsePatch(fixture(t, name))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if len(p.Objects) != 2 || p.Objects[0].Name != "vmlinux" || p.Objects[1].Name != "fuse" || !p.Module.Replace {
+			t.Errorf("%s: read %+v", name, p)
+			continue
+		}
+		if a, b := p.Objects[0].Functions[0], p.Objects[1].Functions[0]; a.Name != "tcp_v4_rcv" || a.Position != 0 || b.Name != "fuse_init" || b.Position != 3 {
+			t.Errorf("%s: functions %+v and %+v", name, a, b)
+		}
+	}
+}
+
 func TestReadModuleSeesSignature(t *testing.T) {
 	t.Parallel()
 	b := fixture(t, "two_objects.ko")

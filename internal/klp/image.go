@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"sort"
 
 	"livepatch/internal/elfobj"
 )
@@ -75,7 +74,9 @@ func (im *image) table(name string) *section {
 	if name == "__jump_table" || name == "__bug_table" || name == ".static_call_sites" {
 		like.Flags |= elfobj.SHF_WRITE
 	}
-	return im.section(name, like)
+	s := im.section(name, like)
+	s.align = max(s.align, 8) // rows may hold pointers; they follow each other without gaps
+	return s
 }
 
 func (im *image) find(name string) *section {
@@ -163,13 +164,13 @@ func (m *merger) addVersions() error {
 	return nil
 }
 
-// Undefined lists the exported symbols a written module would need.
+// sortedSymbols lists symbols by name.
 func sortedSymbols(m map[string]*symbol) []*symbol {
 	l := make([]*symbol, 0, len(m))
 	for _, s := range m {
 		l = append(l, s)
 	}
-	sort.Slice(l, func(i, j int) bool { return l[i].name < l[j].name })
+	slices.SortFunc(l, func(a, b *symbol) int { return cmp.Compare(a.name, b.name) })
 	return l
 }
 

@@ -155,7 +155,7 @@ func symbolType(it *elfdiff.Item) elfobj.SymType {
 func (m *merger) relocateTables() error {
 	symbols := map[*elfobj.Symbol]*symbol{}
 	for _, s := range m.in.Tables.Symbols {
-		if s.Section == nil || s.Type == elfobj.STT_SECTION || s.Type == elfobj.STT_FILE {
+		if s.Section == nil || s.Type == elfobj.STT_SECTION || s.Type == elfobj.STT_FILE || strings.HasPrefix(s.Name, "__UNIQUE_ID_") {
 			continue
 		}
 		for _, p := range m.stub {
@@ -286,6 +286,9 @@ func (m *merger) relocate(f Fragment, it *elfdiff.Item, at *section, base uint64
 		owner := f.Object
 		if b.Object == "vmlinux" {
 			owner = "vmlinux" // the core refuses vmlinux symbols in a module's sections
+		}
+		if owner != "vmlinux" && at.name == ".altinstr_replacement" {
+			return fmt.Errorf("an alternative instruction refers to %s of module %s, which is found only after alternatives are applied", b.Name, b.Object)
 		}
 		out.to = m.out.livepatch(b)
 		at.late(owner, out)
