@@ -101,7 +101,7 @@ type Decision struct {
 	Version livepatch.Version `json:"version,omitzero"`
 	// Rollout is the id of the rollout the decision is about; empty for Nothing.
 	Rollout string `json:"rollout,omitempty"`
-	// Expires is when a grant ends; zero for other answers.
+	// Expires is when a grant ends, or the word to unload; zero for other answers.
 	Expires time.Time `json:"expires,omitzero"`
 	// Reason is a sentence for the machine's owner; empty for Nothing.
 	Reason string `json:"reason,omitempty"`
@@ -109,38 +109,40 @@ type Decision struct {
 
 // Decide answers what m may do at now. Candidates are all livepatches of m's
 // kernel, in any order. The newest that m is drawn for is granted; while m waits
-// for a newer one it gets the newest it can have. Only what was withdrawn is
-// unloaded: a halt leaves running patches in place, because unloading in a hurry
-// is a risk of its own.
+// for a newer one it gets the newest it can have. What runs is only left for
+// something newer, unless it was withdrawn: then for what else there is, and if
+// there is nothing, it is unloaded. A halt leaves running patches in place, because
+// unloading in a hurry is a risk of its own.
 func Decide(m Machine, candidates []Candidate, now time.Time) Decision {
-	for _, c := range candidates {
-		if c.Rollout.State == Withdrawn && c.Rollout.Version == m.Running {
-			return Decision{Answer: Unload, Version: m.Running, Rollout: c.Rollout.ID,
-				Reason: because(fmt.Sprintf("Livepatch %s was withdrawn", m.Running), c.Rollout.Reason)}
-		}
-	}
 	newest := slices.Clone(candidates)
 	slices.SortFunc(newest, func(a, b Candidate) int { return b.Rollout.Version.Compare(a.Rollout.Version) })
-	var first Decision
+	var withdrawn *Rollout
 	for _, c := range newest {
-		if c.Rollout.Version.Compare(m.Running) <= 0 {
+		if c.Rollout.State == Withdrawn && c.Rollout.Version == m.Running && c.Rollout.Kernel == m.Kernel.Target() {
+			withdrawn = c.Rollout
+		}
+	}
+	first := Decision{Answer: Nothing}
+	for _, c := range newest {
+		if withdrawn == nil && c.Rollout.Version.Compare(m.Running) <= 0 {
 			break
 		}
 		d := decideOne(m, &c, now)
 		if d.Answer == Grant {
 			return d
 		}
-		if first.Answer == "" && d.Answer != Nothing {
+		if first.Answer == Nothing {
 			first = d
 		}
 	}
-	if first.Answer == "" {
-		return Decision{Answer: Nothing}
+	if withdrawn != nil {
+		return Decision{Answer: Unload, Version: m.Running, Rollout: withdrawn.ID, Expires: now.Add(GrantTTL),
+			Reason: because(fmt.Sprintf("Livepatch %s was withdrawn", m.Running), withdrawn.Reason)}
 	}
 	return first
 }
 
-// decideOne answers for one candidate that is newer than what runs.
+// decideOne answers for one candidate that may take the place of what runs.
 func decideOne(m Machine, c *Candidate, now time.Time) Decision {
 	r := c.Rollout
 	answer := func(a Answer, format string, args ...any) Decision {

@@ -62,6 +62,8 @@ func TestDecide(t *testing.T) {
 		"halted, older is good": {plain, []rollout.Candidate{one, candidate(2, state(rollout.Halted))}, rollout.Grant, 1, ""},
 		"withdrawn":             {plain, []rollout.Candidate{candidate(1, state(rollout.Withdrawn))}, rollout.Nothing, 0, ""},
 		"withdrawn is unloaded": {with(func(m *rollout.Machine) { m.Running = version(1) }), []rollout.Candidate{candidate(1, state(rollout.Withdrawn))}, rollout.Unload, 1, "nine machines"},
+		"withdrawn is replaced": {with(func(m *rollout.Machine) { m.Running = version(2) }), []rollout.Candidate{one, candidate(2, state(rollout.Withdrawn))}, rollout.Grant, 1, ""},
+		"withdrawn elsewhere":   {with(func(m *rollout.Machine) { m.Running, m.Kernel.Arch = version(1), "arm64" }), []rollout.Candidate{candidate(1, state(rollout.Withdrawn))}, rollout.Nothing, 0, ""},
 		"paused":                {plain, []rollout.Candidate{candidate(1, func(r *rollout.Rollout) { r.Paused = true })}, rollout.Wait, 1, "paused"},
 	} {
 		got := rollout.Decide(tt.machine, tt.candidates, noon)
