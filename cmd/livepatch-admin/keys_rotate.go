@@ -21,11 +21,12 @@ import (
 type rotateFlags struct {
 	replace, remove                 []string
 	addRoot, addSigning             int
+	online                          string
 	rootThreshold, signingThreshold int
 }
 
 func (f rotateFlags) empty() bool {
-	return len(f.replace)+len(f.remove)+f.addRoot+f.addSigning+f.rootThreshold+f.signingThreshold == 0
+	return len(f.replace)+len(f.remove)+f.addRoot+f.addSigning+f.rootThreshold+f.signingThreshold == 0 && f.online == ""
 }
 
 func (p *program) keysRotate() *cobra.Command {
@@ -56,6 +57,7 @@ livepatch-admin keys rotate --add-signing 1 --signing-threshold 2`),
 	fl.StringArrayVar(&f.remove, "remove", nil, "trust the key with this `ID` no more; may be repeated")
 	fl.IntVar(&f.addRoot, "add-root", 0, "add so many new root keys")
 	fl.IntVar(&f.addSigning, "add-signing", 0, "add so many new signing keys")
+	fl.StringVar(&f.online, "online", "", "trust the server's keys in this `FILE`, its new online-keys.json, in the place of its old ones")
 	fl.IntVar(&f.rootThreshold, "root-threshold", 0, "how many root keys must sign from now on")
 	fl.IntVar(&f.signingThreshold, "signing-threshold", 0, "how many signing keys must sign from now on")
 	return c
@@ -109,7 +111,7 @@ type freshKey struct {
 // changeKeys applies the flags to the set and returns the keys it made.
 func (p *program) changeKeys(set *stream.KeySet, f rotateFlags) ([]freshKey, error) {
 	var fresh []freshKey
-	make := func(role string) (stream.PublicKey, error) {
+	mint := func(role string) (stream.PublicKey, error) {
 		k, err := stream.GenerateKey(p.random)
 		fresh = append(fresh, freshKey{k, role})
 		return k.Public(), err
@@ -119,7 +121,7 @@ func (p *program) changeKeys(set *stream.KeySet, f rotateFlags) ([]freshKey, err
 		if err != nil {
 			return nil, err
 		}
-		if (*keys)[i], err = make(role); err != nil {
+		if (*keys)[i], err = mint(role); err != nil {
 			return nil, err
 		}
 	}
@@ -136,11 +138,20 @@ func (p *program) changeKeys(set *stream.KeySet, f rotateFlags) ([]freshKey, err
 		keys *[]stream.PublicKey
 	}{{"root", f.addRoot, &set.Root}, {"signing", f.addSigning, &set.Signing}} {
 		for range add.n {
-			k, err := make(add.role)
+			k, err := mint(add.role)
 			if err != nil {
 				return nil, err
 			}
 			*add.keys = append(*add.keys, k)
+		}
+	}
+	if f.online != "" {
+		b, err := readBounded(f.online, 4<<10)
+		if err != nil {
+			return nil, err
+		}
+		if set.Online, err = stream.ParseOnlinePublic(b); err != nil {
+			return nil, err
 		}
 	}
 	if f.rootThreshold > 0 {

@@ -73,7 +73,7 @@ type submission struct {
 // submit makes a change from the current view, signs it with the keys at hand and
 // publishes it, once more when somebody else was faster. Where signatures are
 // missing it is written to a file instead.
-func (s *session) submit(ctx context.Context, p *program, kernels []livepatch.KernelTarget, make func(*stream.View) (*stream.Pending, error)) (submission, error) {
+func (s *session) submit(ctx context.Context, p *program, kernels []livepatch.KernelTarget, change func(*stream.View) (*stream.Pending, error)) (submission, error) {
 	keys, err := stream.LoadKeys(s.Keys)
 	if err != nil {
 		return submission{}, err
@@ -87,7 +87,7 @@ func (s *session) submit(ctx context.Context, p *program, kernels []livepatch.Ke
 		if err != nil {
 			return submission{}, s.explain(ctx, err)
 		}
-		pending, err := make(view)
+		pending, err := change(view)
 		if err != nil {
 			return submission{}, err
 		}

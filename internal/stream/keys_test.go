@@ -255,3 +255,34 @@ func TestRenewOffline(t *testing.T) {
 		}
 	}
 }
+
+// TestRotateOnline replaces the server's own keys: clients follow, and what the old
+// ones sign is worth nothing.
+func TestRotateOnline(t *testing.T) {
+	t.Parallel()
+	repo := streamtest.New(t)
+	k := kernel()
+	repo.Publish(k, []byte("a module"))
+	reader := repo.Reader()
+	_, err := reader.Refresh(t.Context(), repo.Fetcher(), k.Target(), repo.Time)
+	must(t, err)
+	old := repo.Publisher.Keys
+	fresh, err := stream.GenerateOnlineKeys(rand.Reader)
+	must(t, err)
+	change := rotated(t, repo, func(s *stream.KeySet) { s.Online = fresh.Public() })
+	_, err = repo.Publisher.Accept(t.Context(), change.Change)
+	wantCode(t, err, livepatch.CodeInvalid) // the server does not have them yet
+	repo.Publisher.Spare = []stream.OnlineKeys{fresh}
+	repo.Accept(change)
+	repo.Publisher.Keys, repo.Publisher.Spare = fresh, nil
+	repo.Publish(k, []byte("the next module"))
+	cat, err := reader.Refresh(t.Context(), repo.Fetcher(), k.Target(), repo.Time)
+	must(t, err)
+	if len(cat.Patches) != 2 {
+		t.Errorf("%d livepatches after the rotation, want 2", len(cat.Patches))
+	}
+	repo.Publisher.Keys = old
+	repo.Time = repo.Time.Add(23 * time.Hour)
+	_, _, err = repo.Publisher.Renew(t.Context())
+	wantCode(t, err, livepatch.CodeInvalid)
+}

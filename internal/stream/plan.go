@@ -103,6 +103,8 @@ type plan struct {
 	// files are metadata and catalogues by name in the stream, without roots.
 	files map[string][]byte
 	roots map[string][]byte
+	// root is the one in force after the change.
+	root *rootMeta
 	// snapshot is the new one, not yet signed.
 	snapshot *snapshotMeta
 }
@@ -113,8 +115,7 @@ type planner struct {
 	p      *Publisher
 	change Change
 	ref    time.Time
-	// root and targets are what is in force after the change.
-	root    *rootMeta
+	// targets is what is in force after the change.
 	targets *targetsMeta
 	// used are the catalogues of the change that a bin refers to.
 	used map[string]bool
@@ -132,11 +133,10 @@ func (p *Publisher) plan(ctx context.Context, c Change, now time.Time) (*plan, e
 		return nil, err
 	}
 	pl := &planner{
-		plan:    &plan{now: cur, files: map[string][]byte{}, roots: map[string][]byte{}},
+		plan:    &plan{now: cur, root: cur.root, files: map[string][]byte{}, roots: map[string][]byte{}},
 		p:       p,
 		change:  c,
 		ref:     now,
-		root:    cur.root,
 		targets: cur.targets,
 		used:    map[string]bool{},
 
@@ -192,7 +192,9 @@ func (pl *planner) checkRoots(ctx context.Context) error {
 	if pl.root == nil {
 		return livepatch.Errorf(livepatch.CodeConflict, "the stream is empty: push its first root before anything else")
 	}
-	return pl.checkOwnKeys()
+	// With other online keys than this server's in it the stream would stop here.
+	_, err := pl.p.keysFor(pl.root)
+	return err
 }
 
 func (pl *planner) checkRoot(ctx context.Context, v int64) error {
@@ -230,19 +232,6 @@ func (pl *planner) checkRoot(ctx context.Context, v int64) error {
 	pl.root = next
 	pl.roots[metadataName(metadata.ROOT, v)] = b
 	pl.result.Roots = append(pl.result.Roots, v)
-	return nil
-}
-
-// checkOwnKeys makes sure that this server can sign for the root: with another
-// server's keys in it the stream would stop here.
-func (pl *planner) checkOwnKeys() error {
-	set, err := keySet(pl.root)
-	if err != nil {
-		return err
-	}
-	if set.Online != pl.p.Keys.Public() {
-		return livepatch.Errorf(livepatch.CodeInvalid, "root %d names other online keys than this server has; make it with this server's online-keys.json", pl.root.Signed.Version)
-	}
 	return nil
 }
 

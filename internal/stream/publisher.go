@@ -38,7 +38,10 @@ const acceptedName = "publisher/accepted.json"
 // same one. It keeps no state but the store's, so a new one can take over.
 type Publisher struct {
 	Store Store
+	// Keys sign snapshot and timestamp. Spare are further pairs: a new root may name
+	// one of them in the place of Keys, which are then used no more.
 	Keys  OnlineKeys
+	Spare []OnlineKeys
 	// Life is how long snapshot and timestamp are good for.
 	Life Lifetimes
 	// Now is the clock.
@@ -158,7 +161,7 @@ func (p *Publisher) commit(ctx context.Context, plan *plan) error {
 			return err
 		}
 	}
-	snapshot, timestamp, err := p.seal(plan.now.timestamp, plan.snapshot)
+	snapshot, timestamp, err := p.seal(plan.root, plan.now.timestamp, plan.snapshot)
 	if err != nil {
 		return err
 	}
@@ -184,13 +187,31 @@ type file struct {
 	content []byte
 }
 
-// seal signs a snapshot and the timestamp that names it. before is the current
-// timestamp, nil for the first.
-func (p *Publisher) seal(before *timestampMeta, snapshot *snapshotMeta) (s, t file, err error) {
+// keysFor finds the online keys that a root names.
+func (p *Publisher) keysFor(root *rootMeta) (OnlineKeys, error) {
+	set, err := keySet(root)
+	if err != nil {
+		return OnlineKeys{}, err
+	}
+	for _, k := range append([]OnlineKeys{p.Keys}, p.Spare...) {
+		if k.Public() == set.Online {
+			return k, nil
+		}
+	}
+	return OnlineKeys{}, livepatch.Errorf(livepatch.CodeInvalid, "root %d names other online keys than this server has; make it with this server's online-keys.json", root.Signed.Version)
+}
+
+// seal signs a snapshot and the timestamp that names it, with the keys that root
+// names. before is the current timestamp, nil for the first.
+func (p *Publisher) seal(root *rootMeta, before *timestampMeta, snapshot *snapshotMeta) (s, t file, err error) {
+	keys, err := p.keysFor(root)
+	if err != nil {
+		return s, t, err
+	}
 	life := p.Life.withDefaults()
 	now := p.Now()
 	snapshot.Signed.Expires = expiry(now, life.Snapshot)
-	s, err = signed(metadataName(metadata.SNAPSHOT, snapshot.Signed.Version), snapshot, p.Keys.Snapshot)
+	s, err = signed(metadataName(metadata.SNAPSHOT, snapshot.Signed.Version), snapshot, keys.Snapshot)
 	if err != nil {
 		return s, t, err
 	}
@@ -199,7 +220,7 @@ func (p *Publisher) seal(before *timestampMeta, snapshot *snapshotMeta) (s, t fi
 		timestamp.Signed.Version = before.Signed.Version + 1
 	}
 	timestamp.Signed.Meta = map[string]*metadata.MetaFiles{"snapshot.json": describe(snapshot.Signed.Version, s.content)}
-	t, err = signed(timestampName, timestamp, p.Keys.Timestamp)
+	t, err = signed(timestampName, timestamp, keys.Timestamp)
 	return s, t, err
 }
 
@@ -242,24 +263,28 @@ func (p *Publisher) Renew(ctx context.Context) (renewed bool, next time.Time, er
 		err = p.renewTimestamp(ctx, cur)
 	} else {
 		snapshot.Signed.Version++
-		err = p.reseal(ctx, cur.timestamp, snapshot)
+		err = p.reseal(ctx, cur, snapshot)
 	}
 	return err == nil, now.Add(life.Timestamp / 2), err
 }
 
 func (p *Publisher) renewTimestamp(ctx context.Context, cur *current) error {
+	keys, err := p.keysFor(cur.root)
+	if err != nil {
+		return err
+	}
 	timestamp := cur.timestamp
 	timestamp.Signed.Version++
 	timestamp.Signed.Expires = expiry(p.Now(), p.Life.withDefaults().Timestamp)
-	t, err := signed(timestampName, timestamp, p.Keys.Timestamp)
+	t, err := signed(timestampName, timestamp, keys.Timestamp)
 	if err != nil {
 		return err
 	}
 	return p.put(ctx, StoreName(t.name), t.content)
 }
 
-func (p *Publisher) reseal(ctx context.Context, before *timestampMeta, snapshot *snapshotMeta) error {
-	s, t, err := p.seal(before, snapshot)
+func (p *Publisher) reseal(ctx context.Context, cur *current, snapshot *snapshotMeta) error {
+	s, t, err := p.seal(cur.root, cur.timestamp, snapshot)
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,7 @@ func Trust(dir string, root []byte, want, trusted string) (*Reader, error) {
 		return nil, tufError("root.json", err)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, livepatch.Errorf(livepatch.CodeDisk, "the stream's state cannot be kept in %s: %w", dir, err)
+		return nil, livepatch.Errorf(livepatch.CodeDisk, "the stream's state has no place in %s; make room and make it writable: %w", dir, err)
 	}
 	s := state{First: first, Trusted: trusted, Root: root}
 	if err := s.save(dir); err != nil {
