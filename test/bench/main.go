@@ -5,10 +5,10 @@
 //
 //	go run ./test/bench [-json] [-doc FILE]
 //
-// It takes about two minutes, needs root (only root may enable a machine) and
-// neither network nor a kernel that can be patched: the kernel is package
-// kerneltest's, and the daemon runs without the right to load modules. It exits
-// with 1 when a budget is missed.
+// It runs at the root of the tree and takes about two minutes. It needs root,
+// because only root may enable a machine, and neither network nor a kernel that can
+// be patched: the kernel is package kerneltest's, and the daemon runs without the
+// right to load modules. It exits with 1 when a budget is missed.
 package main
 
 import (
@@ -20,11 +20,12 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"syscall"
 	"time"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	if err != nil && !errors.Is(err, flag.ErrHelp) {

@@ -120,7 +120,9 @@ func (s *stage) start(c *exec.Cmd, log string) (stop func() error, err error) {
 		case <-ended:
 			return nil
 		case <-time.After(10 * time.Second):
-			return c.Process.Kill()
+			err := c.Process.Kill()
+			<-ended
+			return err
 		}
 	}
 	s.stops = append(s.stops, stop)
