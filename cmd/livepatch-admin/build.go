@@ -173,6 +173,9 @@ func (p *program) writeBuild(r *builder.Report) error {
 	if err := t.Write(p.s); err != nil {
 		return err
 	}
+	for _, note := range r.Notes {
+		fmt.Fprintf(p.s.Err, "Note: %s.\n", note)
+	}
 	s := r.Seconds
 	return p.s.Printf("Built %s for %s: %s, %d symbols for the livepatch core, in %.1f s.", r.Module, r.Kernel, cli.Bytes(r.SizeBytes), r.Symbols,
 		s.Prepare+s.Compile+s.Diff+s.Write)

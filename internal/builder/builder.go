@@ -109,6 +109,9 @@ func (b *build) run(ctx context.Context) ([]byte, error) {
 	if err := b.prepare(ctx); err != nil {
 		return nil, err
 	}
+	if err := writeHeaders(work); err != nil {
+		return nil, err
+	}
 	f, err := applyFix(ctx, b.Run, b.tree.Dir, work, b.req.Diffs)
 	if err != nil {
 		return nil, err
@@ -330,6 +333,9 @@ func (b *build) describe() {
 		}
 		for _, p := range u.result.Changed {
 			b.report.Functions = append(b.report.Functions, Function{Name: p.Old.Name, Object: name, Kind: "changed"})
+		}
+		for _, it := range u.result.AddressTaken() {
+			b.report.Notes = append(b.report.Notes, u.source+" takes the address of the new function "+it.Name+": if anything keeps it, the livepatch may be disabled but not removed")
 		}
 		for _, it := range u.result.New {
 			b.report.Functions = append(b.report.Functions, Function{Name: it.Name, Object: name, Kind: "new"})

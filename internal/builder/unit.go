@@ -47,7 +47,7 @@ func (bd *Builder) compileUnit(ctx context.Context, t *Tree, f *fix, work string
 	}{
 		{"plain", t.Dir, []string{"-g0"}, &u.plain, new([]byte)},
 		{"old", t.Dir, sectionFlags, &u.old, &u.rawOld},
-		{"new", f.shadow, sectionFlags, &u.new, &u.rawNew},
+		{"new", f.shadow, append([]string{"-I" + filepath.Join(work, includeDir)}, sectionFlags...), &u.new, &u.rawNew},
 	}
 	for _, s := range steps {
 		if err := t.compile(ctx, s.root, u.cmd, u.source, path(s.kind), s.flags...); err != nil {
@@ -204,7 +204,11 @@ func tables(units []*unit, objects []string, info [][2]string) (source []byte, n
 		if object != "vmlinux" {
 			nameField = fmt.Sprintf(".name = %q, ", object)
 		}
-		fmt.Fprintf(&objs, "\t{ %s.funcs = funcs_%d },\n", nameField, i)
+		callbacks, err := callbackFields(&b, names, units, object)
+		if err != nil {
+			return nil, nil, err
+		}
+		fmt.Fprintf(&objs, "\t{ %s.funcs = funcs_%d%s },\n", nameField, i, callbacks)
 	}
 	b.WriteString("\n")
 	b.Write(lists.Bytes())
@@ -214,6 +218,28 @@ func tables(units []*unit, objects []string, info [][2]string) (source []byte, n
 		fmt.Fprintf(&b, "MODULE_INFO(%s, %q);\n", kv[0], kv[1])
 	}
 	return b.Bytes(), names, nil
+}
+
+// callbackFields writes the callbacks of one object: of each kind there can be one.
+func callbackFields(decls *bytes.Buffer, names map[string]*elfdiff.Item, units []*unit, object string) (string, error) {
+	set := map[string]bool{}
+	var fields strings.Builder
+	for _, u := range units {
+		for _, c := range u.result.Callbacks {
+			if u.object.name != object {
+				continue
+			}
+			if set[c.Kind] {
+				return "", refuse(elfdiff.ReasonSection, u.source, c.Function.Name, "the fix has two "+c.Kind+" callbacks for "+object, "Call both from one.")
+			}
+			set[c.Kind] = true
+			name := fmt.Sprintf("lp_new_%d", len(names))
+			names[name] = c.Function
+			fmt.Fprintf(decls, "extern char %s[];\n", name)
+			fmt.Fprintf(&fields, ", .callbacks.%s = (void *)%s", c.Kind, name)
+		}
+	}
+	return fields.String(), nil
 }
 
 // tablesTail is what every module has. struct module is what modpost would write.

@@ -38,6 +38,14 @@ type Problem struct {
 // Pair is a function that changed: New replaces Old.
 type Pair struct{ Old, New *Item }
 
+// Callback is a function of the fix that the livepatch core calls.
+type Callback struct {
+	// Kind is pre_patch, post_patch, pre_unpatch or post_unpatch: the members of
+	// struct klp_callbacks.
+	Kind     string
+	Function *Item
+}
+
 // Result is what Diff found.
 type Result struct {
 	// Changed are the replaced functions, in the patched object's order. A
@@ -48,6 +56,9 @@ type Result struct {
 	// Include is everything of the patched object that the livepatch carries:
 	// changed and new functions with their cold parts, new data, constants.
 	Include []*Item
+	// Callbacks are the functions that the fix wants to be called when the livepatch
+	// goes on or off.
+	Callbacks []Callback
 	// Problems, when there are any, forbid the livepatch.
 	Problems []Problem
 

@@ -291,7 +291,10 @@ func pieceAt(items []*Item, off int64) *Item {
 func (g *Graph) literal(s *elfobj.Section, off int64) (*Item, int64) {
 	kind, start := String, off
 	var data []byte
-	size := int64(max(s.EntSize, 1))
+	size := int64(1)
+	if s.EntSize <= s.Size {
+		size = int64(max(s.EntSize, 1))
+	}
 	if off >= 0 && off < int64(len(s.Data)) {
 		if s.Flags&elfobj.SHF_STRINGS != 0 && size == 1 {
 			data = append([]byte(s.CString(uint64(off))), 0)

@@ -106,7 +106,7 @@ func ordinary(s *elfobj.Section) bool {
 		".ref.data", ".init.data", ".init.rodata", ".exit.data", ".altinstr_replacement", ".altinstr_aux", "__dyndbg", ".fixup":
 		return true
 	default:
-		return s.Exec() || strings.HasPrefix(base, ".data..percpu") || strings.HasPrefix(base, ".bss..")
+		return s.Exec() || strings.HasPrefix(s.Name, callbackPrefix) || strings.HasPrefix(base, ".data..percpu") || strings.HasPrefix(base, ".bss..")
 	}
 }
 
@@ -149,9 +149,20 @@ func (d *differ) closure() {
 	d.list()
 }
 
-// roots are the changed functions that exist in the running kernel.
+// callbackPrefix begins the sections in which a fix names its callbacks: see the
+// builder's livepatch/callbacks.h.
+const callbackPrefix = ".livepatch."
+
+// roots are the changed functions that exist in the running kernel, and the fix's
+// callbacks.
 func (d *differ) roots() []*Item {
 	var roots []*Item
+	for _, it := range d.new.Items {
+		if kind, ok := strings.CutPrefix(it.Section.Name, callbackPrefix); ok && len(it.Refs) == 1 && it.Refs[0].Target.Kind == Function {
+			roots = append(roots, it.Refs[0].Target)
+			d.Callbacks = append(d.Callbacks, Callback{Kind: kind, Function: it.Refs[0].Target})
+		}
+	}
 	for _, it := range d.new.Items {
 		if d.changed[it] && d.corr.toOld[it] != nil && !it.Init() {
 			roots = append(roots, it)
@@ -218,4 +229,20 @@ func (d *differ) checkFunctions() {
 			d.problem(ReasonSection, it.Name, "the fix adds the tracepoint "+it.Name, "Leave the tracepoint out of the livepatch.")
 		}
 	}
+}
+
+// AddressTaken lists the new functions whose address the livepatch's code or data
+// takes other than to call them. Whoever keeps such an address must not use it after
+// the livepatch is unloaded.
+func (r *Result) AddressTaken() []*Item {
+	var taken []*Item
+	for _, it := range r.Include {
+		for _, ref := range it.Refs {
+			t := ref.Target
+			if t.Kind == Function && t != it && ref.Delta == 0 && ref.Type != elfobj.R_X86_64_PLT32 && slices.Contains(r.New, t) && !slices.Contains(taken, t) {
+				taken = append(taken, t)
+			}
+		}
+	}
+	return taken
 }
