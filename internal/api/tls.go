@@ -23,12 +23,12 @@ const (
 // NewHTTP makes an HTTP client for Client.HTTP: HTTP/2 where the server has it,
 // connecting takes at most 10 s, waiting for an answer's first byte 60 s, and a
 // connection that is silently dead is noticed in 45 s. caCerts is PEM; the
-// authorities in it are trusted in place of the system's. Empty means the
-// system's.
+// authorities in it are trusted besides the system's, as the setting ca-certs of the
+// Canonical client says it.
 func NewHTTP(caCerts []byte) (*http.Client, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	if len(caCerts) > 0 {
-		conf.RootCAs = x509.NewCertPool()
+		conf.RootCAs = systemRoots()
 		if !conf.RootCAs.AppendCertsFromPEM(caCerts) {
 			return nil, livepatch.Errorf(livepatch.CodeTLS, "ca-certs holds no certificate in PEM form: give it the server's ca.crt")
 		}
@@ -44,6 +44,16 @@ func NewHTTP(caCerts []byte) (*http.Client, error) {
 		ForceAttemptHTTP2:     true,
 		HTTP2:                 &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
 	}}, nil
+}
+
+// systemRoots are the authorities that the system trusts, none where it has no such
+// list: a minimal machine may have only the server's own authority.
+func systemRoots() *x509.CertPool {
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		return x509.NewCertPool()
+	}
+	return roots
 }
 
 // certificate explains an error that is about the server's certificate; nil when
