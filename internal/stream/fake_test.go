@@ -84,3 +84,16 @@ func (r rooted) Fetch(ctx context.Context, name, etag string) (stream.Fetched, e
 	}
 	return r.Fetcher.Fetch(ctx, name, etag)
 }
+
+// overlay serves files of its own in front of another Fetcher's.
+type overlay struct {
+	stream.Fetcher
+	files map[string][]byte
+}
+
+func (o overlay) Fetch(ctx context.Context, name, etag string) (stream.Fetched, error) {
+	if b, ok := o.files[name]; ok {
+		return stream.Fetched{Body: io.NopCloser(bytes.NewReader(b))}, nil
+	}
+	return o.Fetcher.Fetch(ctx, name, etag)
+}
