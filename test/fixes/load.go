@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -119,8 +120,70 @@ func (t *trial) run(ctx context.Context, f *fix) string {
 	if exit.Code != 0 {
 		return strings.TrimSpace(string(exit.Stdout) + string(exit.Stderr))
 	}
+	if err := t.reproduce(ctx, f, name); err != nil {
+		return "the bug could not be shown: " + err.Error()
+	}
 	return "yes"
 }
+
+// reproducer is the bug that test/fixes/repro can provoke of the file, "" for none.
+func reproducer(file string) string {
+	switch file {
+	case "drivers/net/ifb.c":
+		return "ifb"
+	case "drivers/comedi/drivers/comedi_test.c":
+		return "comedi_test"
+	case "net/vmw_vsock/af_vsock.c":
+		return "vsock"
+	}
+	return ""
+}
+
+// reproduce provokes the fix's bug without the livepatch, with it, and without it
+// again.
+func (t *trial) reproduce(ctx context.Context, f *fix, name string) error {
+	bug := reproducer(f.file)
+	if bug == "" {
+		return nil
+	}
+	program, err := t.lab.GoBuild(ctx, "./test/fixes/repro")
+	if err != nil {
+		return err
+	}
+	content, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	if err := t.vm.Put(ctx, "/tmp/repro", 0o755, bytes.NewReader(content)); err != nil {
+		return err
+	}
+	script := strings.NewReplacer("@NAME@", name, "@BUG@", bug).Replace(reproScript)
+	exit, err := t.vm.Run(ctx, guest.Run{Argv: []string{"/bin/sh", "-c", script}, Timeout: time.Minute})
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(strings.TrimSpace(string(exit.Stdout)), "\n")
+	if exit.Code != 0 || len(lines) != 3 {
+		return fmt.Errorf("%s%s", exit.Stdout, exit.Stderr)
+	}
+	if lines[0] == lines[1] || lines[0] != lines[2] {
+		return fmt.Errorf("without: %s; with: %s; without again: %s", lines[0], lines[1], lines[2])
+	}
+	f.shown = lines[0] + " → " + lines[1]
+	return nil
+}
+
+const reproScript = `
+set -e
+/tmp/repro @BUG@
+insmod /tmp/lp.ko
+while [ "$(cat /sys/kernel/livepatch/@NAME@/transition)" = 1 ]; do sleep 0.1; done
+/tmp/repro @BUG@
+echo 0 > /sys/kernel/livepatch/@NAME@/enabled
+while [ -e /sys/kernel/livepatch/@NAME@ ]; do sleep 0.1; done
+/tmp/repro @BUG@
+rmmod @NAME@
+`
 
 func tail(s string) string {
 	const keep = 1500

@@ -41,6 +41,8 @@ type fix struct {
 	module string
 	// loaded is "yes", or what went wrong in the machine; empty when not tried.
 	loaded string
+	// shown is what the kernel did before and after, where a reproducer shows it.
+	shown string
 }
 
 func run(ctx context.Context, args []string, log io.Writer) error {

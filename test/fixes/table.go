@@ -25,6 +25,12 @@ func table(fixes []*fix) string {
 			}
 		}
 	}
+	shown := 0
+	for _, f := range fixes {
+		if f.shown != "" {
+			shown++
+		}
+	}
 	fmt.Fprintf(&b, `# Real fixes, built and loaded
 
 Made by `+"`make fixes`"+`: every fix of the collection is given to `+"`livepatch-admin build`"+` for the kernel %s.
@@ -32,13 +38,14 @@ What is built is loaded in a virtual machine with that kernel, once before and o
 module that it patches, must finish its transition, and is disabled and removed again.
 
 %d fixes: %d built, of which %d loaded and were removed without a complaint of the kernel; %d refused; %d failed.
+For %d of them a program provokes the bug, and the kernel answers otherwise while the livepatch is on.
 
 "Reference" is what another object differ said, which is one tool's word. Where the functions differ from its
 list, both are shown.
 
 | File | Result | Loaded | Reference |
 |---|---|---|---|
-`, lab.Release, len(fixes), built, loaded, refused, failed)
+`, lab.Release, len(fixes), built, loaded, refused, failed, shown)
 	for _, f := range fixes {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", f.file, cell(f.result()+f.functionsCell()), cell(f.loadedCell()), cell(f.referenceCell()))
 	}
@@ -70,6 +77,9 @@ func (f *fix) sameFunctions() bool {
 
 func (f *fix) loadedCell() string {
 	line, _, _ := strings.Cut(f.loaded, "\n")
+	if f.shown != "" {
+		line += "; bug gone: " + f.shown
+	}
 	return line
 }
 
