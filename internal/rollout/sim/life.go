@@ -58,7 +58,9 @@ func (w *world) strike(what int, m int32) {
 		x := &w.ms[m]
 		w.count(m, -1)
 		if x.pending {
-			w.rule.left(int(x.order))
+			for _, r := range w.rules {
+				r.left(int(x.order))
+			}
 		}
 		w.push(event{at: w.after(leaveHours), m: m, kind: returns})
 	}
@@ -106,7 +108,9 @@ func (w *world) happen(e event) {
 	case returns:
 		if x.quiet {
 			x.quiet = false
-			w.rule.back(int(x.order))
+			for _, r := range w.rules {
+				r.back(int(x.order))
+			}
 		}
 		w.count(e.m, 1)
 		w.enlist(e.m)
@@ -129,8 +133,8 @@ func (w *world) crashed(m int32, signature int32) {
 		x.pending = false
 		w.progress.Pending--
 	}
-	if loaded >= 0 && w.now-loaded <= minutes(60) && w.rule.failed(int(order)) {
-		w.halt()
+	if loaded >= 0 && w.now-loaded <= minutes(60) {
+		w.tell(func(r rule) bool { return r.failed(int(order)) })
 	}
 	w.observe(e)
 }
@@ -139,9 +143,7 @@ func (w *world) crashed(m int32, signature int32) {
 func (w *world) notice(s *silence) {
 	if s.order >= 0 {
 		w.ms[s.m].quiet = true
-		if w.rule.silent(int(s.order)) {
-			w.halt()
-		}
+		w.tell(func(r rule) bool { return r.silent(int(s.order)) })
 	}
 	w.observe(s.event)
 }
@@ -196,9 +198,20 @@ func (w *world) observe(e rollout.Event) {
 	}
 }
 
-// halt ends the run.
-func (w *world) halt() {
-	w.out.halted, w.out.at = true, w.now
+// tell tells each rule that has not halted; where bad says so, it halts now.
+func (w *world) tell(bad func(rule) bool) {
+	for i, r := range w.rules {
+		if !w.outs[i].halted && bad(r) {
+			w.halt(i)
+		}
+	}
+}
+
+// halt ends the run for one rule.
+func (w *world) halt(i int) {
+	w.outs[i] = w.outcome()
+	w.outs[i].halted, w.outs[i].at = true, w.now
+	w.left--
 }
 
 // advance asks rollout.Advance once a minute, once the stage has soaked.
@@ -212,14 +225,12 @@ func (w *world) advance() {
 
 // ask lets rollout.Advance move the rollout.
 func (w *world) ask() {
-	before := w.rollout.State
 	next, change := rollout.Advance(w.rollout, w.judge, w.progress, w.now.time())
 	if change == nil {
 		return
 	}
 	if next.State == rollout.Halted {
-		w.halt()
-		w.rollout.State = before
+		w.halt(0)
 		return
 	}
 	stage := w.rollout.Stage
@@ -275,7 +286,7 @@ func (w *world) enlist(m int32) {
 // wakes them. Each gets what rollout.Decide says.
 func (w *world) pump() {
 	now := w.now.time()
-	for !w.out.halted && len(w.waiting) > 0 && !w.rule.hold() {
+	for w.left > 0 && len(w.waiting) > 0 && !w.rules[0].hold() {
 		limit := w.rollout.PendingLimit(w.progress, now)
 		if limit >= 0 && w.progress.Pending >= limit {
 			return
@@ -317,22 +328,24 @@ func (w *world) load(m int32) {
 	} else {
 		w.judge.ObserveTries(rollout.Tries{Applied: 1})
 		w.count(m, -1)
-		x.loaded, x.order, x.pending = w.now, int32(w.out.got), true
+		x.loaded, x.order, x.pending = w.now, int32(w.got), true
 		w.count(m, 1)
 		w.progress.Pending++
 		g := grant{at: w.now, m: m}
 		w.grants, w.loads = append(w.grants, g), append(w.loads, g)
-		w.rule.granted(w.out.got)
-		w.out.got++
+		for _, r := range w.rules {
+			r.granted(w.got)
+		}
+		w.got++
 		if w.cells[x.cell].hit && w.cfg.Lethal > 0 {
 			if f := w.fleet.fate(w.cfg, m); f.dies {
-				w.out.killed++
+				w.killed++
 				w.push(event{at: w.now + f.delay, m: m, kind: dies})
 			}
 		}
 	}
-	if w.out.full < 0 && w.progress.Granted >= int(math.Ceil(fullShare*float64(len(w.ms)))) {
-		w.out.full = w.now
+	if w.full < 0 && w.progress.Granted >= int(math.Ceil(fullShare*float64(len(w.ms)))) {
+		w.full = w.now
 	}
 }
 
@@ -353,5 +366,7 @@ func (w *world) endWatch(m int32) {
 func (w *world) healthy(x *machine) {
 	x.unheard = false
 	w.progress.Healthy++
-	w.rule.success(int(x.order))
+	for _, r := range w.rules {
+		r.success(int(x.order))
+	}
 }

@@ -2,9 +2,12 @@ package sim
 
 import "math"
 
+// judged is the rule of the real judge.
+const judged = "livepatch"
+
 // RuleNames lists the rules, ours first.
 func RuleNames() []string {
-	return []string{"livepatch", "hawkbit-1", "hawkbit-10", "lvfs", "nebraska", "sprt"}
+	return []string{judged, "hawkbit-1", "hawkbit-10", "lvfs", "nebraska", "sprt"}
 }
 
 // The rules' settings; hawkBit's threshold is part of the rule's name.
@@ -37,11 +40,29 @@ type rule interface {
 	hold() bool
 }
 
+// together groups the indexes of rules: those that only watch can share one run,
+// those that change its pace run alone.
+func together(names []string) [][]int {
+	var groups [][]int
+	var watchers []int
+	for i, name := range names {
+		if name == judged || name == "nebraska" {
+			groups = append(groups, []int{i})
+		} else {
+			watchers = append(watchers, i)
+		}
+	}
+	if len(watchers) > 0 {
+		groups = append(groups, watchers)
+	}
+	return groups
+}
+
 // newRule makes a rule for a fleet; nil when there is none of this name. The rule
-// of the name "livepatch" is the real judge, and judges nothing here.
+// judged judges nothing here.
 func newRule(name string, c *Config) rule {
 	switch name {
-	case "livepatch":
+	case judged:
 		return &never{}
 	case "hawkbit-1":
 		return &hawkbit{size: groupSize(c.Machines), threshold: 0.01}
@@ -100,20 +121,33 @@ func (l *lvfs) failed(int) bool {
 
 // nebraska is its safe mode: the first machine goes alone, and halts the rollout
 // if it fails. After that updates stop when as many have timed out as may be in
-// progress. Whoever crashes or falls silent in its watch has timed out.
+// progress. Whoever crashes or falls silent in its watch has timed out, until it is
+// heard of again after silence; what happens later is not seen.
 type nebraska struct {
 	never
 	waiting  bool // for the first machine
 	timeOuts int
+	complete []bool // by load
 }
 
-func (r *nebraska) granted(n int) { r.waiting = r.waiting || n == 0 }
-func (r *nebraska) hold() bool    { return r.waiting }
-func (r *nebraska) left(n int)    { r.waiting = r.waiting && n != 0 }
-func (r *nebraska) success(n int) { r.left(n) }
-func (r *nebraska) back(int)      { r.timeOuts-- }
+func (r *nebraska) granted(n int) {
+	r.waiting = r.waiting || n == 0
+	r.complete = append(r.complete, false)
+}
+
+func (r *nebraska) hold() bool { return r.waiting }
+func (r *nebraska) left(n int) { r.waiting = r.waiting && n != 0 }
+func (r *nebraska) back(int)   { r.timeOuts-- }
+
+func (r *nebraska) success(n int) {
+	r.left(n)
+	r.complete[n] = true
+}
 
 func (r *nebraska) failed(n int) bool {
+	if r.complete[n] {
+		return false
+	}
 	r.timeOuts++
 	return n == 0 || r.timeOuts >= nebraskaTimeOuts
 }

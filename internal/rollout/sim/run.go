@@ -87,7 +87,7 @@ func simulate(ctx context.Context, c Config, n int, progress func(done, total in
 				if run >= n {
 					return
 				}
-				err := w.rules(f, run, out)
+				err := w.compare(f, run, out)
 				mu.Lock()
 				if done++; progress != nil {
 					progress(done, n)
@@ -110,14 +110,20 @@ func newWorld(c *Config, ids []string) *world {
 	return w
 }
 
-// rules runs all rules on the fleet of one run.
-func (w *world) rules(f *fleet, run int, out [][]outcome) error {
+// compare runs all rules on the fleet of one run.
+func (w *world) compare(f *fleet, run int, out [][]outcome) error {
 	f.build(w.cfg, w.cells, w.ids, uint64(run))
-	for i, name := range w.cfg.Rules {
-		if err := w.start(f, name); err != nil {
+	for _, group := range together(w.cfg.Rules) {
+		var names []string
+		for _, i := range group {
+			names = append(names, w.cfg.Rules[i])
+		}
+		if err := w.start(f, names...); err != nil {
 			return err
 		}
-		out[i][run] = w.run()
+		for k, o := range w.run() {
+			out[group[k]][run] = o
+		}
 	}
 	return nil
 }

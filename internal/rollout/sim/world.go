@@ -17,7 +17,7 @@ type outcome struct {
 	killed int           // those of them that die of it, be it later
 }
 
-// world is one run of one rule.
+// world is one run of one or more rules.
 type world struct {
 	cfg   *Config
 	cells []cell
@@ -26,8 +26,15 @@ type world struct {
 	ms    []machine
 	rng   *rand.Rand
 	now   instant
-	rule  rule
 	real  bool // judged by the real judge
+
+	// rules watch the same run: none but the first can change its course.
+	rules  []rule
+	outs   []outcome // of the rules, those that halted
+	left   int       // how many have not
+	got    int
+	killed int
+	full   instant
 
 	rollout  rollout.Rollout
 	judge    *rollout.Judge
@@ -49,7 +56,6 @@ type world struct {
 	soaked  instant    // when the stage has soaked
 	calm    instant    // when caution ends
 	unique  int
-	out     outcome
 }
 
 type grant struct {
@@ -91,16 +97,20 @@ func (h *eventHeap) Pop() any {
 	return e
 }
 
-// start readies w for a run of the rule on f.
-func (w *world) start(f *fleet, name string) error {
+// start readies w for a run of these rules on f.
+func (w *world) start(f *fleet, names ...string) error {
 	r, err := newRollout(w.cfg, f.key)
 	if err != nil {
 		return err
 	}
-	w.fleet, w.rule, w.real = f, newRule(name, w.cfg), name == RuleNames()[0]
+	w.fleet, w.real, w.rules = f, names[0] == judged, nil
+	for _, name := range names {
+		w.rules = append(w.rules, newRule(name, w.cfg))
+	}
+	w.outs, w.left = make([]outcome, len(names)), len(names)
 	w.ms = append(w.ms[:0], f.machines...)
 	w.rng = rand.New(rand.NewPCG(f.seed, 0))
-	w.now, w.out, w.unique = 0, outcome{full: -1}, 0
+	w.now, w.got, w.killed, w.full, w.unique = 0, 0, 0, -1, 0
 	w.judge = rollout.NewJudge(w.cfg.Policy.Judge)
 	w.progress = rollout.Progress{Fleet: w.cfg.Machines}
 	clear(w.online)
@@ -158,23 +168,33 @@ func (w *world) arrival(clock int) instant {
 	return next
 }
 
-// run simulates until the halt, until everybody has the patch, or the horizon.
-func (w *world) run() outcome {
+// run simulates until all rules have halted, until everybody has the patch, or the
+// horizon. It returns an outcome for each rule.
+func (w *world) run() []outcome {
 	w.pump()
-	for !w.out.halted && w.out.full < 0 {
+	for w.left > 0 && w.full < 0 {
 		at, what := w.next()
 		if at > hours(24*horizonDays) {
 			break
 		}
 		w.now = at
 		w.do(what)
-		if !w.out.halted {
+		if w.left > 0 {
 			w.advance()
 			w.pump()
 		}
 	}
-	w.out.state = w.rollout.State
-	return w.out
+	for i := range w.outs {
+		if !w.outs[i].halted {
+			w.outs[i] = w.outcome()
+		}
+	}
+	return w.outs
+}
+
+// outcome is how it stands now.
+func (w *world) outcome() outcome {
+	return outcome{state: w.rollout.State, full: w.full, got: w.got, killed: w.killed}
 }
 
 // What can be next, after the clocks.
