@@ -10,8 +10,8 @@ import (
 
 // The plot's measures in pixels.
 const (
-	plotWidth, plotHeight           = 860, 480
-	plotLeft, plotTop               = 70, 70
+	plotWidth, plotHeight           = 910, 490
+	plotLeft, plotTop               = 70, 85
 	plotInnerWidth, plotInnerHeight = 600, 340
 )
 
@@ -45,6 +45,7 @@ func Plot(w io.Writer, c Config, rows []Row) error {
 		line(x(1), y(s), x(math.Pow(10, decades)), y(s), `stroke="#ddd"`)
 		text(plotLeft-8, y(s)+4, "end", "#555", fmt.Sprintf("%.0f %%", 100*s))
 	}
+	text(10, y(1)-18, "start", "#555", "runs halted")
 	text(plotLeft+plotInnerWidth/2, y(0)+42, "middle", "#555", "machines that got it")
 	colours := []string{"#c8102e", "#1f77b4", "#17a2b8", "#7f7f7f", "#2ca02c", "#9467bd"}
 	for i, r := range rows {
@@ -53,8 +54,11 @@ func Plot(w io.Writer, c Config, rows []Row) error {
 		at := float64(plotTop + 10 + 24*i)
 		line(plotLeft+plotInnerWidth+20, at-4, plotLeft+plotInnerWidth+44, at-4, fmt.Sprintf(`stroke="%s" stroke-width="2.5"`, colour))
 		label := r.Rule + ": never"
-		if r.HaltedShare > 0 {
+		switch {
+		case r.HaltedShare >= 0.5:
 			label = fmt.Sprintf("%s: median %.0f", r.Rule, r.HurtMedian)
+		case r.HaltedShare > 0:
+			label = fmt.Sprintf("%s: %.1f %% halted", r.Rule, 100*r.HaltedShare)
 		}
 		text(plotLeft+plotInnerWidth+50, at, "start", "#111", label)
 	}
