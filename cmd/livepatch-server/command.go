@@ -51,7 +51,7 @@ Everything it keeps is in one data folder; nothing else has to be installed.`,
   livepatch-server serve --data /var/lib/livepatch-server`,
 	}
 	c.SetVersionTemplate("{{.Name}} {{.Version}}\n")
-	c.AddCommand(p.initialise(), p.serve(), p.operator(), p.showConfig(), p.version())
+	c.AddCommand(p.initialise(), p.serve(), p.operator(), p.nextOnlineKeys(), p.showConfig(), p.version())
 	c.InitDefaultCompletionCmd()
 	return c
 }

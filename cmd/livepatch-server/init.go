@@ -221,14 +221,14 @@ func (p *program) build(ctx context.Context, dir string, o initOptions) (trust s
 	if err != nil {
 		return "", fmt.Errorf("encode online keys: %w", err)
 	}
-	for _, sub := range []string{"online", "operator", "operator/keys"} {
+	for _, sub := range []string{onlineDir, "operator", "operator/keys"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
 			return "", fmt.Errorf("make folder: %w", err)
 		}
 	}
 	err = errors.Join(
-		stream.WriteOnlineKeys(filepath.Join(dir, "online"), online),
-		writeFile(filepath.Join(dir, "online-keys.json"), append(public, '\n'), 0o644),
+		stream.WriteOnlineKeys(filepath.Join(dir, onlineDir), online),
+		writeFile(filepath.Join(dir, onlineFile), append(public, '\n'), 0o644),
 		writeYAML(filepath.Join(dir, "server.yaml"), "Settings of livepatch-server as init was told them; 'livepatch-server config' lists all keys.", serverYAML(o)),
 		p.buildOperator(ctx, dir, o))
 	if err != nil {

@@ -66,7 +66,7 @@ func (p *program) runServe(ctx context.Context, s settings) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, blobs.Close()) }()
-	online, err := stream.LoadOnlineKeys(filepath.Join(p.data, "online"))
+	online, spare, err := p.onlineKeys()
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (p *program) runServe(ctx context.Context, s settings) (err error) {
 		return livepatch.Errorf(livepatch.CodeUnavailable, "nothing can listen on %s: %w", s.Listen, err)
 	}
 	srv := server.New(server.Options{
-		Store: db, Blobs: blobs, Stream: &stream.Publisher{Store: blobs, Keys: online, Now: p.now},
+		Store: db, Blobs: blobs, Stream: &stream.Publisher{Store: blobs, Keys: online, Spare: spare, Now: p.now},
 		Log: log, Now: p.now, Version: cli.Version(),
 		PublicURL:      p.publicURL(s, listener.Addr()),
 		KeepAlive:      func() time.Duration { return jitter(s.KeepAlive) },
