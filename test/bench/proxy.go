@@ -88,6 +88,8 @@ func (p *proxy) close() {
 // traffic is what has passed, in bytes.
 type traffic struct{ up, down int64 }
 
+func (t traffic) sum() int64 { return t.up + t.down }
+
 func (p *proxy) traffic() traffic { return traffic{p.up.Load(), p.down.Load()} }
 
 // silence waits until nothing has passed for a while and returns what passed until

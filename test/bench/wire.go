@@ -19,7 +19,7 @@ func wire(ctx context.Context, s *stage) ([]row, error) {
 		if err != nil {
 			return nil, err
 		}
-		up, down, all = append(up, t.up), append(down, t.down), append(all, t.up+t.down)
+		up, down, all = append(up, t.up), append(down, t.down), append(all, t.sum())
 	}
 	return []row{{
 		Name: "A check that finds nothing new: bytes in TCP, both ways", Unit: "B", Measured: float64(median(all)), Budget: atMost(2000),
@@ -35,7 +35,7 @@ func wireAnew(ctx context.Context, s *stage) ([]row, error) {
 	}
 	t, err := s.check(ctx)
 	return []row{{
-		Name: "the same with a new TLS connection", Unit: "B", Measured: float64(t.up + t.down),
+		Name: "the same with a new TLS connection", Unit: "B", Measured: float64(t.sum()),
 		Note: fmt.Sprintf("%d up, %d down", t.up, t.down),
 	}}, err
 }
