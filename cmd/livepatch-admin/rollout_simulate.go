@@ -75,12 +75,9 @@ livepatch-admin rollout simulate --lethal 0 --bad-day 10`),
 func (p *program) simulate(c *cobra.Command, s *simulation) error {
 	s.Delay, s.BadDayAfter = rollout.Duration(s.delay), rollout.Duration(s.badDayAfter)
 	if s.policyFile != "" {
-		data, err := os.ReadFile(s.policyFile)
-		if err != nil {
-			return livepatch.Errorf(livepatch.CodeInvalid, "policy file is not readable: %w", err)
-		}
-		if s.Policy, err = rollout.ParsePolicy(data); err != nil {
-			return fmt.Errorf("%s: %w", s.policyFile, err)
+		var err error
+		if s.Policy, err = readPolicy(s.policyFile); err != nil {
+			return err
 		}
 	}
 	if err := s.Validate(); err != nil {

@@ -88,3 +88,27 @@ func TestRolloutSimulateRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestRolloutPolicy: what the command shows it takes again.
+func TestRolloutPolicy(t *testing.T) {
+	t.Parallel()
+	policy := func(args ...string) (code int, stdout, stderr string) {
+		var out, err bytes.Buffer
+		code = run(t.Context(), append([]string{"rollout", "policy"}, args...), strings.NewReader(""), &out, &err)
+		return code, out.String(), err.String()
+	}
+	_, builtIn, _ := policy()
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(file, []byte(builtIn), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code, again, stderr := policy(file); code != 0 || again != builtIn || !strings.Contains(again, "tier: canary") {
+		t.Errorf("exit code %d, %s\n%s", code, stderr, again)
+	}
+	if err := os.WriteFile(file, []byte(strings.Replace(builtIn, "share: 100", "share: 99", 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := policy(file); code == 0 || !strings.Contains(stderr, "last stage") {
+		t.Errorf("a policy that never reaches everybody: exit code %d, %s", code, stderr)
+	}
+}

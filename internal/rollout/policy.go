@@ -167,7 +167,7 @@ func Everybody() Policy {
 }
 
 // ParsePolicy reads one policy in YAML or JSON. Fields nobody knows are refused by
-// name, and the policy is validated.
+// name, the policy is validated, and the judge's settings are completed.
 func ParsePolicy(data []byte) (Policy, error) {
 	var p Policy
 	dec := yaml.NewDecoder(bytes.NewReader(data))
@@ -178,7 +178,11 @@ func ParsePolicy(data []byte) (Policy, error) {
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return Policy{}, livepatch.Errorf(livepatch.CodeInvalid, "policy file holds more than one document: keep one policy a file")
 	}
-	return p, p.Validate()
+	if err := p.Validate(); err != nil {
+		return Policy{}, err
+	}
+	p.Judge = p.Judge.withDefaults()
+	return p, nil
 }
 
 // YAML is the policy as ParsePolicy reads it.
