@@ -146,7 +146,7 @@ func (f *Finding) sentence() string {
 	}
 	b.WriteString(" came from machines that had loaded the patch")
 	if f.Within != 0 {
-		fmt.Fprintf(&b, " within %s before", strings.TrimSuffix(strings.TrimSuffix(f.Within.String(), "0s"), "0m"))
+		fmt.Fprintf(&b, " within %s before", f.Within)
 	}
 	fmt.Fprintf(&b, "; by chance %.2g would have.", f.Expected)
 	return b.String()

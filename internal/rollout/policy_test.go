@@ -144,3 +144,15 @@ func FuzzPolicy(f *testing.F) {
 		}
 	})
 }
+
+func TestDurationText(t *testing.T) {
+	t.Parallel()
+	for d, want := range map[time.Duration]string{
+		0: "0s", 10 * time.Minute: "10m", 20 * time.Hour: "20h", 90 * time.Minute: "1h30m", 90 * time.Second: "1m30s", 10 * time.Second: "10s",
+	} {
+		var back rollout.Duration
+		if err := back.UnmarshalText([]byte(rollout.Duration(d).String())); err != nil || rollout.Duration(d).String() != want || time.Duration(back) != d {
+			t.Errorf("%v is written %s and read back %v, %v; want %s", d, rollout.Duration(d), back, err, want)
+		}
+	}
+}
