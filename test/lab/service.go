@@ -3,8 +3,10 @@ package lab
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"livepatch"
 	"livepatch/internal/api"
 )
 
@@ -237,4 +240,31 @@ func (l *Lab) Package(ctx context.Context, dir, name string) (string, error) {
 		return "", errors.Join(err, fmt.Errorf("packaging made %d packages of %s", len(debs), name))
 	}
 	return debs[0], nil
+}
+
+// Enrol takes a seat of the token's account for a machine that does not exist.
+func (s *Service) Enrol(ctx context.Context, token, hostname string) error {
+	client, err := s.client()
+	if err != nil {
+		return err
+	}
+	c := api.Client{BaseURL: "https://" + s.listen, HTTP: client}
+	_, err = c.Enrol(ctx, api.EnrolRequest{
+		Token: token, Hostname: hostname,
+		MachineID: digits(hostname)[:32], Credential: digits("credential of " + hostname),
+		Kernel: livepatch.Kernel{Release: Release, Arch: "amd64"}, AgentVersion: "none",
+	})
+	return err
+}
+
+// digits is 64 hex digits that are always the same for the same text.
+func digits(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
+}
+
+// Kill ends the server as a crash would.
+func (s *Service) Kill() {
+	s.cmd.Process.Kill() //nolint:errcheck // has ended already then
+	<-s.done
 }
