@@ -56,11 +56,18 @@ type eventWriter struct {
 }
 
 func (e *eventWriter) send(text string) {
-	// A peer that takes nothing for this long is gone.
-	err := e.ctl.SetWriteDeadline(time.Now().Add(quick))
-	if errors.Is(err, http.ErrNotSupported) {
-		err = nil
-	}
+	// A peer that takes nothing for this long is gone. The deadline is taken back
+	// after the write: HTTP/2 resets the stream at it even when nothing is being
+	// written then.
+	err := e.deadline(time.Now().Add(quick))
 	_, writeErr := e.w.Write([]byte(text))
-	e.err = errors.Join(err, writeErr, e.ctl.Flush())
+	e.err = errors.Join(err, writeErr, e.ctl.Flush(), e.deadline(time.Time{}))
+}
+
+// deadline sets the time by which writes must be done, where that can be set.
+func (e *eventWriter) deadline(t time.Time) error {
+	if err := e.ctl.SetWriteDeadline(t); !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
 }
