@@ -2,7 +2,7 @@
 
 GO ?= go
 
-.PHONY: help build packages test lint bench demo setup clean
+.PHONY: help build packages test lint bench demo fixes setup clean
 
 help: ## list these commands
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,11 @@ bench: ## measure the budgets, each beside its yardstick
 
 demo: setup ## patch a real kernel in a virtual machine, from the signed stream
 	@$(GO) run ./test/demo
+
+FIXES ?= ../shared/fixes
+
+fixes: setup ## build and load every fix of the folder FIXES, and write docs/fixes.md
+	$(GO) run ./test/fixes -dir $(FIXES) -o docs/fixes.md
 
 clean: ## remove what was built in the tree
 	rm -rf bin dist
