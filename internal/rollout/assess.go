@@ -86,6 +86,10 @@ func (j *Judge) findings() []Finding {
 			out = append(out, t.finding(worth))
 		}
 	}
+	if worth := j.Own.worth(); worth > ownCodePart && j.Own.Crashes > 0 {
+		out = append(out, Finding{Kind: Crash, Patched: j.Own.Crashes, Events: j.Own.Crashes, Evidence: worth, Machines: j.Own.Machines,
+			Text: fmt.Sprintf("%d crashes were in the patch's own code.", j.Own.Crashes)})
+	}
 	for _, s := range attempts() {
 		if bad, all, g := j.tries(s.kind); g > 1 {
 			out = append(out, Finding{Kind: s.kind, Patched: bad, Events: all, Evidence: s.part * g,

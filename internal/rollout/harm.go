@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"strings"
 	"time"
 
 	"livepatch"
@@ -43,16 +44,33 @@ func HarmOf(k livepatch.ReportKind) Harm {
 // compared are the kinds that machines without the patch suffer as well, so that
 // there is a control group, with their parts of the stake.
 func compared() []share {
-	return []share{{Crash, 0.75}, {Silence, 0.12}, {Warn, 0.05}}
+	return []share{{Crash, 0.75}, {Silence, 0.1}, {Warn, 0.04}}
 }
 
+// ownCodePart is the part of the stake that is bet on crashes in the patch's code.
+const ownCodePart = 0.05
+
 // attempts are the kinds that only a machine that tries can suffer.
-func attempts() []share { return []share{{Stuck, 0.04}, {Failed, 0.04}} }
+func attempts() []share { return []share{{Stuck, 0.03}, {Failed, 0.03}} }
 
 // share is a kind's part of the stake; those of all kinds add up to 1.
 type share struct {
 	kind Harm
 	part float64
+}
+
+// InOwnCode tells whether a crash's kernel log shows the instruction at fault in
+// this module: the line "RIP: 0010:f+0x1b/0x40 [module]" on amd64, "pc : ..." on
+// arm64, "Krnl PSW : ..." on s390x.
+func InOwnCode(log, module string) bool {
+	for line := range strings.Lines(log) {
+		for _, at := range []string{"RIP: ", "pc : ", "Krnl PSW : "} {
+			if _, rest, ok := strings.Cut(line, at); ok && module != "" && strings.Contains(rest, "["+module+"]") {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Stratum is what a machine is compared by.
@@ -147,6 +165,8 @@ type Event struct {
 	// Patched tells that the machine had loaded the patch, Age how long before At.
 	Patched bool     `json:"patched"`
 	Age     Duration `json:"age,omitempty"`
+	// OwnCode tells that the fault was in the patch's own code; see InOwnCode.
+	OwnCode bool `json:"own_code,omitempty"`
 	// Risks has one entry for each of Stratum.Slices, in that order, each counted
 	// within the machine's pool.
 	Risks []Risk `json:"risks"`
@@ -162,6 +182,10 @@ type Judging struct {
 	// margin for differences between the groups that are not the patch's: who is
 	// online, and how soon that is noticed.
 	Tolerance float64 `json:"tolerance,omitempty" yaml:"tolerance,omitempty"`
+	// OwnCode is the share of crashes of patched machines that are in the patch's
+	// own code though the patch is harmless, at most. It is an assumption: the
+	// control group cannot crash there. Default 0.001.
+	OwnCode float64 `json:"own_code,omitempty" yaml:"own_code,omitempty"`
 	// TolerateStuck and TolerateFailed are the shares of attempts that may get
 	// stuck or fail; nobody is hurt by those, but too many deserve a look.
 	TolerateStuck  float64 `json:"tolerate_stuck,omitempty" yaml:"tolerate_stuck,omitempty"`
@@ -173,14 +197,14 @@ type Judging struct {
 
 // DefaultJudging is the test that DefaultPolicy uses.
 func DefaultJudging() Judging {
-	return Judging{FalseHalts: 1e-4, Tolerance: 1.25, TolerateStuck: 0.05, TolerateFailed: 0.05, Suspicion: 3}
+	return Judging{FalseHalts: 1e-4, Tolerance: 1.25, OwnCode: 0.001, TolerateStuck: 0.05, TolerateFailed: 0.05, Suspicion: 3}
 }
 
 // withDefaults completes zero fields.
 func (j Judging) withDefaults() Judging {
 	d := DefaultJudging()
 	for _, f := range []struct{ have, def *float64 }{
-		{&j.FalseHalts, &d.FalseHalts}, {&j.Tolerance, &d.Tolerance}, {&j.Suspicion, &d.Suspicion},
+		{&j.FalseHalts, &d.FalseHalts}, {&j.Tolerance, &d.Tolerance}, {&j.Suspicion, &d.Suspicion}, {&j.OwnCode, &d.OwnCode},
 		{&j.TolerateStuck, &d.TolerateStuck}, {&j.TolerateFailed, &d.TolerateFailed},
 	} {
 		if *f.have == 0 {
@@ -198,6 +222,8 @@ func (j Judging) Validate() error {
 		return invalid("false_halts %g is not a chance above 0 and at most 0.1", j.FalseHalts)
 	case !(j.Tolerance >= 1 && j.Tolerance <= 2):
 		return invalid("tolerance %g is not a ratio from 1 to 2", j.Tolerance)
+	case !(j.OwnCode > 0 && j.OwnCode <= 1):
+		return invalid("own_code %g is not a share above 0 and at most 1", j.OwnCode)
 	case !(j.TolerateStuck > 0 && j.TolerateStuck < 0.5) || !(j.TolerateFailed > 0 && j.TolerateFailed < 0.5):
 		return invalid("tolerate_stuck and tolerate_failed are shares above 0 and below 0.5")
 	case !(j.Suspicion >= 1):

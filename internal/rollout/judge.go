@@ -20,6 +20,8 @@ type Judge struct {
 	Settings Judging `json:"settings"`
 	// Tests are those that had an event; the others' stakes are whole.
 	Tests []*Test `json:"tests,omitempty"`
+	// Own is the bet on crashes in the patch's own code.
+	Own OwnCode `json:"own_code"`
 	// Signatures counts the reports by kind and signature ("crash rip:...") of
 	// those that were not known before.
 	Signatures map[string]*Signature `json:"signatures,omitempty"`
@@ -50,6 +52,15 @@ type Tries struct {
 	Applied int `json:"applied"`
 	Stuck   int `json:"stuck"`
 	Failed  int `json:"failed"`
+}
+
+// OwnCode is the bet on crashes in the patch's own code.
+type OwnCode struct {
+	// Log is the logarithm of its growth.
+	Log     float64 `json:"log"`
+	Crashes int     `json:"crashes"`
+	// Machines are those that crashed so, the first 20.
+	Machines []string `json:"machines,omitempty"`
 }
 
 // Test is the comparison of patched and other machines for one kind of harm in one
@@ -100,6 +111,8 @@ const (
 	stakeNone     = 30
 	stakeNew      = 300
 	stakeRepeated = 20000
+	// stakeOwnCode is on crashes in the patch's own code.
+	stakeOwnCode = 10000
 )
 
 // maxMachines bounds the lists of machines kept for people.
@@ -128,6 +141,9 @@ func (j *Judge) Observe(e Event) bool {
 		if i < len(e.Risks) {
 			j.bet(&e, testKey{e.Kind, slice}, part, stake, e.Risks[i].of(&e))
 		}
+	}
+	if e.Kind == Crash {
+		j.Own.observe(&e, e.Risks[0].of(&e), j.Settings)
 	}
 	j.remember(&e)
 	after := j.Evidence()
@@ -279,6 +295,29 @@ func (t *Test) observe(e *Event, stake float64, risk Risk, tolerance float64) {
 	}
 }
 
+// observe bets like a test, soon after the load, but on less than that the sender
+// has the patch: that it crashed in the patch's code, which of a harmless patch's
+// crashes at most the share s.OwnCode does.
+func (o *OwnCode) observe(e *Event, risk Risk, s Judging) {
+	grades, younger, mean := bettors()[0].grades, 0, 0.0
+	for w, n := range risk.Within {
+		mean += grades[w] * float64(n-younger) / float64(risk.Online)
+		younger = n
+	}
+	o.Log -= math.Log1p(stakeOwnCode * min(s.Tolerance*s.OwnCode*mean, 1))
+	if !e.Patched || !e.OwnCode {
+		return
+	}
+	o.Log += math.Log1p(stakeOwnCode * grades[window(time.Duration(e.Age))])
+	o.Crashes++
+	if len(o.Machines) < maxMachines {
+		o.Machines = append(o.Machines, e.Machine)
+	}
+}
+
+// worth is what its stake has become.
+func (o *OwnCode) worth() float64 { return ownCodePart * math.Exp(min(o.Log, 600)) }
+
 // worth is what the test's stake has become.
 func (t *Test) worth() float64 {
 	sum := 0.0
@@ -313,7 +352,7 @@ func (j *Judge) tries(kind Harm) (bad, all int, g float64) {
 // 1/FalseHalts the patch is called harmful.
 func (j *Judge) Evidence() float64 {
 	j.prepare()
-	evidence := 1 + j.sum
+	evidence := 1 + j.sum + j.Own.worth() - ownCodePart
 	for _, s := range attempts() {
 		_, _, g := j.tries(s.kind)
 		evidence += s.part * (g - 1)

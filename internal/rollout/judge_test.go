@@ -93,6 +93,49 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestOwnCode: on a fleet too small for comparisons, two crashes in the patch's
+// own code are enough, and one makes the rollout careful.
+func TestOwnCode(t *testing.T) {
+	t.Parallel()
+	few := func(machine string, own bool) rollout.Event {
+		e := crash(machine, "rip:tcp_ack+0x1b")
+		e.OwnCode = own
+		for i := range e.Risks {
+			e.Risks[i] = rollout.Risk{Online: 8, Within: [rollout.WindowCount]int{2, 2, 2, 2}}
+		}
+		return e
+	}
+	if a := verdict(judged(few("m1", false), few("m2", false))); a.Verdict == rollout.Harmful {
+		t.Errorf("2 of 8 machines may crash by chance: %s", a.Summary)
+	}
+	one := judged(few("m1", true))
+	if a := verdict(one); a.Verdict == rollout.Harmful || one.Suspected.IsZero() {
+		t.Errorf("one crash: %s, suspected %v", a.Summary, one.Suspected)
+	}
+	if a := verdict(judged(few("m1", true), few("m2", true))); a.Verdict != rollout.Harmful || !strings.Contains(a.Summary, "own code") {
+		t.Errorf("two crashes: %s at %g", a.Summary, a.Evidence)
+	}
+}
+
+func TestInOwnCode(t *testing.T) {
+	t.Parallel()
+	for log, want := range map[string]bool{
+		"[ 9.1] RIP: 0010:tcp_ack+0x1b/0x40 [lp_1]\n":                      true,
+		"[ 9.1] RIP: 0010:tcp_ack+0x1b/0x40\n[ 9.2]  f+0x1/0x2 [lp_1]\n":   false,
+		"[ 9.1] RIP: 0010:tcp_ack+0x1b/0x40 [lp_11]\n":                     false,
+		"[ 9.1] pc : tcp_ack+0x1b/0x40 [lp_1]\n":                           true,
+		"Krnl PSW : 0704c00180000000 000003ff8 (tcp_ack+0x1b/0x40 [lp_1])": true,
+		"": false,
+	} {
+		if got := rollout.InOwnCode(log, "lp_1"); got != want {
+			t.Errorf("%q: %v", log, got)
+		}
+	}
+	if rollout.InOwnCode("RIP: 0010:f+0x1/0x2 []", "") {
+		t.Error("no module has crashed")
+	}
+}
+
 // TestFindingsNameThem: whoever is told of a halt learns which machines and which
 // crash.
 func TestFindingsNameThem(t *testing.T) {
@@ -175,6 +218,7 @@ func randomEvent(rng *rand.Rand, ratio float64) rollout.Event {
 			}
 		}
 	}
+	e.OwnCode = rng.Float64() < 0.001
 	switch rng.IntN(4) {
 	case 0:
 		e.Signature = fmt.Sprintf("rip:new_%d", rng.IntN(1000))
