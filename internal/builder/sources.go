@@ -121,7 +121,7 @@ func (t *Tree) isObject(ctx context.Context, source string) bool {
 	for dir := path.Dir(source); dir != "."; dir = path.Dir(dir) {
 		if t.objects[dir] == nil {
 			t.objects[dir] = map[string]bool{}
-			out, err := t.Run(ctx, t.Dir, "make", "-s", "-r", "--eval", objectsMakefile, "-f", "/dev/null", "dir="+dir)
+			out, err := t.Run(ctx, t.Dir, "make", "-s", "-r", "--eval", objectsMakefile, "-f", "/dev/null", "dir="+dir, "none")
 			if err != nil { // a Makefile that cannot be asked: better one file too many
 				t.objects[dir][everything] = true
 			}

@@ -83,6 +83,9 @@ func (t *Tree) Prepare(ctx context.Context, s *Shipped) error {
 	if b, err := os.ReadFile(mark); err == nil && string(b) == t.Release {
 		return nil
 	}
+	if err := t.checkTools(ctx); err != nil {
+		return err
+	}
 	config, err := os.ReadFile(s.Config())
 	if err != nil {
 		return fmt.Errorf("read kernel configuration: %w", err)
@@ -108,6 +111,22 @@ func (t *Tree) Prepare(ctx context.Context, s *Shipped) error {
 		return fmt.Errorf("learn how modules are compiled: %w", err)
 	}
 	return os.WriteFile(mark, []byte(t.Release), 0o644)
+}
+
+// tools are the programs that the kernel's makefiles and this package run.
+const tools = "make patch diff flex bison bc perl pahole"
+
+func (t *Tree) checkTools(ctx context.Context) error {
+	out, err := t.Run(ctx, "", "sh", "-c", "for p in "+tools+"; do command -v $p >/dev/null || echo $p; done")
+	if err != nil {
+		return fmt.Errorf("look for tools: %w", err)
+	}
+	if missing := strings.Fields(string(out)); len(missing) > 0 {
+		return livepatch.Errorf(livepatch.CodeUnsupported,
+			"preparing the kernel's sources needs %s, which is not installed: on Debian and Ubuntu, install build-essential flex bison bc patch dwarves libelf-dev libssl-dev",
+			strings.Join(missing, ", "))
+	}
+	return nil
 }
 
 // checkConfig refuses a configuration that this machine's tools changed, except

@@ -95,6 +95,12 @@ func (u *unit) diff() error {
 // prove holds the original of every replaced function against the shipped bytes.
 func (u *unit) prove() []Refusal {
 	u.locator = newLocator(u.object, u.plain)
+	if len(u.result.Changed) > 0 && len(u.locator.bases) == 0 {
+		return []Refusal{{
+			Code: elfdiff.ReasonNotBuilt, File: u.source, Reason: u.source + " compiles, but nothing of it is in " + u.object.name,
+			Advice: "Leave it out of the fix for this kernel.",
+		}}
+	}
 	var out []Refusal
 	for _, p := range u.result.Changed {
 		if err := u.locator.prove(p.Old); err != nil {
