@@ -52,8 +52,7 @@ func (w *world) strike(what int, m int32) {
 	case crashes:
 		w.goDown(m, background(w.rng), false)
 	case vanishes:
-		back := w.after(vanishHours)
-		w.goSilent(m, back)
+		w.goSilent(event{at: w.after(vanishHours), m: m, kind: returns})
 	case leaves:
 		x := &w.ms[m]
 		w.count(m, -1)
@@ -66,11 +65,11 @@ func (w *world) strike(what int, m int32) {
 	}
 }
 
-// goDown crashes m: it reboots and reports, or it is never heard of until somebody
-// comes.
+// goDown crashes m: it reboots and reports, or it is not heard of until somebody
+// comes and starts it, and then has lost the evidence.
 func (w *world) goDown(m int32, signature int32, silently bool) {
 	if silently {
-		w.goSilent(m, w.after(deadHours))
+		w.goSilent(event{at: w.after(deadHours), m: m, kind: reports})
 		return
 	}
 	w.count(m, -1)
@@ -78,19 +77,19 @@ func (w *world) goDown(m int32, signature int32, silently bool) {
 	w.push(event{at: w.now + reboot, m: m, kind: reports, signature: signature})
 }
 
-// goSilent takes m away until back; if that is long enough, it will be noticed.
-func (w *world) goSilent(m int32, back instant) {
-	x := &w.ms[m]
-	s := silence{grant: grant{at: w.now, m: m}, order: -1}
-	if back-w.now > minutes(noticeAfter) {
-		s.event = w.report(m, rollout.Silence, 0)
+// goSilent takes a machine away until back; if that is long enough, it will be
+// noticed.
+func (w *world) goSilent(back event) {
+	x := &w.ms[back.m]
+	if back.at-w.now > minutes(noticeAfter) {
+		s := silence{grant: grant{at: w.now, m: back.m}, event: w.report(back.m, rollout.Silence, 0), order: -1}
 		if x.loaded >= 0 && w.now-x.loaded <= instant(w.cfg.Policy.Watch) {
 			s.order = x.order
 		}
 		w.silent = append(w.silent, s)
 	}
-	w.count(m, -1)
-	w.push(event{at: back, m: m, kind: returns})
+	w.count(back.m, -1)
+	w.push(back)
 }
 
 // happen is an event of one machine.
@@ -106,16 +105,21 @@ func (w *world) happen(e event) {
 	case reports:
 		w.crashed(e.m, e.signature)
 	case returns:
-		if x.quiet {
-			x.quiet = false
-			for _, r := range w.rules {
-				r.back(int(x.order))
-			}
-		}
+		w.heardAgain(x)
 		w.count(e.m, 1)
 		w.enlist(e.m)
 		if x.unheard {
 			w.healthy(x)
+		}
+	}
+}
+
+// heardAgain tells the rules that a machine they took for silent is not.
+func (w *world) heardAgain(x *machine) {
+	if x.quiet {
+		x.quiet = false
+		for _, r := range w.rules {
+			r.back(int(x.order))
 		}
 	}
 }
@@ -136,7 +140,7 @@ func (w *world) crashed(m int32, signature int32) {
 	if loaded >= 0 && w.now-loaded <= minutes(60) {
 		w.tell(func(r rule) bool { return r.failed(int(order)) })
 	}
-	w.observe(e)
+	w.observe(m, e)
 }
 
 // notice is when m has not been heard of for long enough.
@@ -145,7 +149,7 @@ func (w *world) notice(s *silence) {
 		w.ms[s.m].quiet = true
 		w.tell(func(r rule) bool { return r.silent(int(s.order)) })
 	}
-	w.observe(s.event)
+	w.observe(s.m, s.event)
 }
 
 // report is what a bad report of m says, and what m is compared with. Crashes of
@@ -175,14 +179,10 @@ func (w *world) report(m int32, kind rollout.Harm, s int32) rollout.Event {
 	return e
 }
 
-// observe tells the judge of a machine's first event of its kind.
-func (w *world) observe(e rollout.Event) {
+// observe tells the judge of m's first event of its kind.
+func (w *world) observe(m int32, e rollout.Event) {
 	if !w.real {
 		return
-	}
-	var m int32
-	for _, c := range e.Machine[1:] {
-		m = m*10 + int32(c-'0')
 	}
 	bit := uint8(1)
 	if e.Kind == rollout.Silence {
