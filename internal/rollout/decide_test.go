@@ -103,3 +103,15 @@ func TestFirstTierAndPool(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkDecide is what a check-in pays for its answer, with three patches.
+func BenchmarkDecide(b *testing.B) {
+	canary := func(r *rollout.Rollout) {
+		r.Policy, r.State, r.Key = rollout.DefaultPolicy(), rollout.Canary, make([]byte, rollout.KeySize)
+	}
+	candidates := []rollout.Candidate{candidate(1, nil), candidate(2, nil), candidate(3, canary)}
+	m := rollout.Machine{ID: "m1", Plan: "community", Kernel: kernel, Running: version(2)}
+	for b.Loop() {
+		rollout.Decide(m, candidates, noon)
+	}
+}

@@ -2,6 +2,7 @@ package rollout_test
 
 import (
 	"encoding/json"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -154,5 +155,31 @@ func TestDurationText(t *testing.T) {
 		if err := back.UnmarshalText([]byte(rollout.Duration(d).String())); err != nil || rollout.Duration(d).String() != want || time.Duration(back) != d {
 			t.Errorf("%v is written %s and read back %v, %v; want %s", d, rollout.Duration(d), back, err, want)
 		}
+	}
+}
+
+// TestDocumentedPolicy: the policy that docs/rollouts.md explains is the built-in
+// one, with freezes added.
+func TestDocumentedPolicy(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("../../docs/rollouts.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(doc), "```yaml\n")
+	text, _, ok := strings.Cut(after, "```")
+	if !ok {
+		t.Fatal("no policy in docs/rollouts.md")
+	}
+	got, err := rollout.ParsePolicy([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Freeze) == 0 {
+		t.Error("the documented policy shows no freeze")
+	}
+	got.Freeze = nil
+	if want := rollout.DefaultPolicy(); !reflect.DeepEqual(got, want) {
+		t.Errorf("docs/rollouts.md shows\n%+v, the built-in policy is\n%+v", got, want)
 	}
 }
