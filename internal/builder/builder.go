@@ -219,7 +219,9 @@ func (b *build) compile(ctx context.Context, f *fix, work string) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(b.Jobs)
 	for _, u := range b.units {
-		g.Go(func() error { return b.compileUnit(gctx, b.tree, f, work, u) })
+		for _, v := range []variant{patched, original, plain} { // what may be refused first
+			g.Go(func() error { return b.compileVariant(gctx, f, work, u, v) })
+		}
 	}
 	return g.Wait()
 }

@@ -20,71 +20,76 @@ type unit struct {
 	cmd    *Command
 	// object is what the file is linked into: vmlinux or a module.
 	object *object
-	plain  *elfobj.File
-	// rawOld and rawNew are the bytes of old and new.
-	rawOld, rawNew []byte
-	// old and new are the original and the patched object.
-	old, new *elfobj.File
-	result   *elfdiff.Result
-	locator  *locator
+	// raw and objects are what the compiler made, by variant.
+	raw     [3][]byte
+	objects [3]*elfobj.File
+	result  *elfdiff.Result
+	locator *locator
 }
 
-// Flags of the variants. The order of functions and the numbering of names do not
-// depend on them; debugging information is wanted for structure layouts only.
+// sectionFlags give every function and variable a section of its own. The numbering
+// of private names does not depend on them. Debugging information stays on, for the
+// layout of structures.
 var sectionFlags = []string{"-ffunction-sections", "-fdata-sections"}
 
-// compileUnit makes the three objects: as shipped, for the proof, and original and
-// patched with a section for each function and variable. A fix that does not compile
-// is a refusal.
-func (bd *Builder) compileUnit(ctx context.Context, t *Tree, f *fix, work string, u *unit) error {
+// variant is one of the three objects made from a unit: as shipped, for the proof,
+// and original and patched with a section for each function and variable.
+type variant int
+
+const (
+	plain variant = iota
+	original
+	patched
+)
+
+// compileVariant makes one of the unit's objects. A fix that does not compile is a
+// refusal.
+func (b *build) compileVariant(ctx context.Context, f *fix, work string, u *unit, v variant) error {
+	root, flags := b.tree.Dir, sectionFlags
+	switch v {
+	case plain:
+		flags = []string{"-g0"}
+	case patched:
+		root, flags = f.shadow, append([]string{"-I" + filepath.Join(work, includeDir)}, sectionFlags...)
+	}
 	name := strings.ReplaceAll(strings.TrimSuffix(u.source, ".c"), "/", "_")
-	path := func(kind string) string { return filepath.Join(work, name+"."+kind+".o") }
-	steps := []struct {
-		kind, root string
-		flags      []string
-		into       **elfobj.File
-		raw        *[]byte
-	}{
-		{"plain", t.Dir, []string{"-g0"}, &u.plain, new([]byte)},
-		{"old", t.Dir, sectionFlags, &u.old, &u.rawOld},
-		{"new", f.shadow, append([]string{"-I" + filepath.Join(work, includeDir)}, sectionFlags...), &u.new, &u.rawNew},
+	object := filepath.Join(work, fmt.Sprintf("%s.%d.o", name, v))
+	if err := b.tree.compile(ctx, root, u.cmd, u.source, object, flags...); err != nil {
+		var ee *ExecError
+		if v == patched && errors.As(err, &ee) && ctx.Err() == nil {
+			return refuse(elfdiff.ReasonCompile, u.source, "", "the fixed file does not compile: "+firstError(ee.Output),
+				"Give all files of the fix together, as the distribution backported it.")
+		}
+		return fmt.Errorf("compile %s: %w", u.source, err)
 	}
-	for _, s := range steps {
-		if err := t.compile(ctx, s.root, u.cmd, u.source, path(s.kind), s.flags...); err != nil {
-			var ee *ExecError
-			if s.kind == "new" && errors.As(err, &ee) && ctx.Err() == nil {
-				return refuse(elfdiff.ReasonCompile, u.source, "", "the fixed file does not compile: "+firstError(ee.Output),
-					"Give all files of the fix together, as the distribution backported it.")
-			}
-			return fmt.Errorf("compile %s: %w", u.source, err)
-		}
-		var err error
-		if *s.raw, err = os.ReadFile(path(s.kind)); err == nil {
-			*s.into, err = elfobj.Parse(*s.raw)
-		}
-		if err != nil {
-			return fmt.Errorf("read object of %s: %w", u.source, err)
-		}
+	raw, err := os.ReadFile(object)
+	if err != nil {
+		return err
 	}
+	parsed, err := elfobj.Parse(raw)
+	if err != nil {
+		return fmt.Errorf("read object of %s: %w", u.source, err)
+	}
+	u.raw[v], u.objects[v] = raw, parsed
 	return nil
 }
 
 // diff compares the unit's objects, structure layouts included.
 func (u *unit) diff() error {
-	old, err := elfdiff.NewGraph(u.old)
+	old, err := elfdiff.NewGraph(u.objects[original])
 	if err != nil {
 		return fmt.Errorf("read original object of %s: %w", u.source, err)
 	}
-	new, err := elfdiff.NewGraph(u.new)
+	new, err := elfdiff.NewGraph(u.objects[patched])
 	if err != nil {
 		return fmt.Errorf("read patched object of %s: %w", u.source, err)
 	}
 	u.result = elfdiff.Diff(old, new)
-	before, err := elfobj.Layouts(u.rawOld)
+	before, err := elfobj.Layouts(u.raw[original])
 	if err != nil {
 		return fmt.Errorf("read structures of %s: %w", u.source, err)
 	}
-	after, err := elfobj.Layouts(u.rawNew)
+	after, err := elfobj.Layouts(u.raw[patched])
 	if err != nil {
 		return fmt.Errorf("read structures of %s: %w", u.source, err)
 	}
@@ -94,7 +99,7 @@ func (u *unit) diff() error {
 
 // prove holds the original of every replaced function against the shipped bytes.
 func (u *unit) prove() []Refusal {
-	u.locator = newLocator(u.object, u.plain)
+	u.locator = newLocator(u.object, u.objects[plain])
 	if len(u.result.Changed) > 0 && len(u.locator.bases) == 0 {
 		return []Refusal{{
 			Code: elfdiff.ReasonNotBuilt, File: u.source, Reason: u.source + " compiles, but nothing of it is in " + u.object.name,
