@@ -41,7 +41,10 @@ module that it patches, must finish its transition, and is disabled and removed 
 For %d of them a program provokes the bug, and the kernel answers otherwise while the livepatch is on.
 
 "Reference" is what another object differ said, which is one tool's word. Where the functions differ from its
-list, both are shown.
+list, both are shown. Where fewer functions are replaced than it lists, the others only moved: line numbers in
+their assertions stay what they were. Where it refused and a module is built, a static function became global, or a
+constant changed that only code uses. A fix that only makes a function global or removes one changes nothing that
+runs.
 
 | File | Result | Loaded | Reference |
 |---|---|---|---|
