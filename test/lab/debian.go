@@ -22,7 +22,9 @@ const debianPackages = "systemd,systemd-sysv,udev,dbus,iproute2,ca-certificates,
 // debianFiles make the bare system one that boots unattended.
 var debianFiles = map[string]string{
 	"etc/hostname": "debian\n",
-	"etc/hosts":    "127.0.0.1 localhost\n127.0.1.1 debian\n10.0.2.2 livepatch.test\n",
+	"etc/hosts":    "127.0.0.1 localhost\n127.0.1.1 debian\n10.0.2.2 livepatch.test other.test\n",
+	// No name is asked for outside of this file.
+	"etc/resolv.conf": "",
 	// Exists but is empty: every machine gets its own, and it is no first boot.
 	"etc/machine-id": "",
 	"etc/fstab":      "",

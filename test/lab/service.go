@@ -109,9 +109,10 @@ func freePort() (string, error) {
 	return port, err
 }
 
-// Start starts the server and waits until it is ready.
+// Start starts the server and waits, as long as ctx, until it is ready. It runs on
+// until it is stopped.
 func (s *Service) Start(ctx context.Context) error {
-	s.cmd = exec.CommandContext(ctx, s.server, "serve", "--data", s.Dir, "--listen", s.listen)
+	s.cmd = exec.CommandContext(context.WithoutCancel(ctx), s.server, "serve", "--data", s.Dir, "--listen", s.listen)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
