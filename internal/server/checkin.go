@@ -108,8 +108,12 @@ func outstanding(c *livepatch.Catalogue, m api.Machine) []livepatch.Fix {
 			open = append(open, f)
 		}
 	}
-	if p := c.Latest(m.Kernel); p != nil {
-		for _, f := range p.Fixes {
+	// A withdrawn patch's vulnerabilities are open again where nothing newer has them.
+	for i := range c.Patches {
+		if !c.Patches[i].MadeFor(m.Kernel) {
+			continue
+		}
+		for _, f := range c.Patches[i].Fixes {
 			add(f)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"livepatch"
+	"livepatch/internal/api"
 )
 
 func TestSupported(t *testing.T) {
@@ -69,6 +70,45 @@ func TestNetwork(t *testing.T) {
 	} {
 		if got := network(from); got != want {
 			t.Errorf("network of %s is %s, want %s", from, got, want)
+		}
+	}
+}
+
+func TestOutstandingIsWhatIsKnownAndNotInForce(t *testing.T) {
+	t.Parallel()
+	patch := func(major uint32, cves ...string) livepatch.Livepatch {
+		p := livepatch.Livepatch{Version: livepatch.Version{Major: major, Minor: 1}, BuildIDs: []string{kernel.BuildID},
+			Module: livepatch.Module{VerMagic: kernel.Release + " SMP"}}
+		for _, cve := range cves {
+			p.Fixes = append(p.Fixes, livepatch.Fix{CVE: cve, Priority: livepatch.PriorityHigh})
+		}
+		return p
+	}
+	c := &livepatch.Catalogue{Patches: []livepatch.Livepatch{patch(1, "CVE-2026-1001"), patch(2, "CVE-2026-1001", "CVE-2026-1002")}}
+	for _, tt := range []struct {
+		name     string
+		withdraw bool
+		running  uint32
+		want     string
+	}{
+		{"nothing runs", false, 0, "CVE-2026-1001 CVE-2026-1002"},
+		{"the older runs", false, 1, "CVE-2026-1002"},
+		{"the newest runs", false, 2, ""},
+		{"the newest was withdrawn, the older runs", true, 1, "CVE-2026-1002"},
+	} {
+		if tt.withdraw {
+			c.Patches[1].Withdrawn = &livepatch.Withdrawal{Reason: "test"}
+		}
+		m := api.Machine{Kernel: kernel}
+		if tt.running > 0 {
+			m.Version = livepatch.Version{Major: tt.running, Minor: 1}
+		}
+		var got []string
+		for _, f := range outstanding(c, m) {
+			got = append(got, f.CVE)
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("%s: outstanding %v, want %s", tt.name, got, tt.want)
 		}
 	}
 }
