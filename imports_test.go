@@ -20,7 +20,7 @@ var mayImport = map[string]string{
 	".":                          "",
 	"internal/advisory":          ".",
 	"internal/agent":             ". internal/api internal/elfobj internal/kernel internal/localapi internal/stream",
-	"internal/api":               ".",
+	"internal/api":               ". internal/rollout",
 	"internal/blob":              ".",
 	"internal/blob/blobtest":     ". internal/blob",
 	"internal/builder":           ". internal/elfdiff internal/elfobj internal/kimage internal/klp",

@@ -1,50 +1,53 @@
 package server
 
 import (
-	"fmt"
 	"slices"
 	"time"
 
 	"livepatch"
+	"livepatch/internal/rollout"
 	"livepatch/internal/store"
 )
 
-const (
-	// grantLife is how long a machine may act on a grant.
-	grantLife = 10 * time.Minute
-	// retryAfter is when something is tried again that failed for a reason that
-	// passes, such as a full disk.
-	retryAfter = 15 * time.Minute
-)
+// retryAfter is when something is tried again that failed for a reason that
+// passes, such as a full disk.
+const retryAfter = 15 * time.Minute
 
-// newest is the rule while there are no rollouts: the newest patch made for the
-// machine's kernel binary, unless it has hurt or failed there; and away with what
-// was withdrawn.
-func newest(f store.Facts) store.Decision {
+// byRollout is the rule: what the rollouts of the machine's kernel give it. Failed
+// attempts and crashes of this very machine are taken from its reports.
+func byRollout(f store.Facts) store.Decision {
 	if f.Catalogue == nil {
 		return store.Decision{}
 	}
-	loaded := loadedOurs(f)
-	if slices.ContainsFunc(f.Loaded, func(p livepatch.LoadedPatch) bool { return p.Transition }) {
-		return store.Decision{Reason: "a transition is still going on"}
+	m := rollout.Machine{ID: f.Machine, Plan: f.Plan, OptIn: f.Tier, Kernel: f.Kernel, Suspects: f.Suspects,
+		Busy: slices.ContainsFunc(f.Loaded, func(p livepatch.LoadedPatch) bool { return p.Transition })}
+	if p := loadedOurs(f); p != nil {
+		m.Running = p.Version
 	}
-	want := f.Catalogue.Latest(f.Kernel)
-	blocked := ""
-	if want != nil {
-		if loaded != nil && loaded.Version == want.Version {
-			return store.Decision{}
-		}
-		newer := loaded == nil || loaded.Withdrawn != nil || want.Version.Compare(loaded.Version) > 0
-		if blocked = heldBack(f, want.Version); newer && blocked == "" {
-			return store.Decision{Action: livepatch.ActionApply, Version: want.Version, Expires: f.Now.Add(grantLife),
-				Reason: fmt.Sprintf("livepatch %s is the newest for this kernel", want.Version)}
+	for _, p := range f.Catalogue.Patches {
+		switch {
+		case suspected(f, p.Version):
+			m.Suspects = append(slices.Clip(m.Suspects), p.Version)
+		case failed(f, p.Version):
+			m.Tried = append(m.Tried, p.Version)
 		}
 	}
-	if loaded != nil && loaded.Withdrawn != nil {
-		return store.Decision{Action: livepatch.ActionUnload, Expires: f.Now.Add(grantLife),
-			Reason: fmt.Sprintf("livepatch %s was withdrawn: %s", loaded.Version, loaded.Withdrawn.Reason)}
+	return word(rollout.Decide(m, f.Candidates, f.Now))
+}
+
+// word is the decision as it is granted.
+func word(d rollout.Decision) store.Decision {
+	out := store.Decision{Reason: d.Reason}
+	switch d.Answer {
+	case rollout.Grant:
+		out.Action, out.Version, out.Expires, out.Rollout = livepatch.ActionApply, d.Version, d.Expires, d.Rollout
+	case rollout.Unload:
+		out.Action, out.Expires = livepatch.ActionUnload, d.Expires
 	}
-	return store.Decision{Reason: blocked}
+	if out.Rollout == rollout.Open(livepatch.KernelTarget{}, d.Version, time.Time{}).ID {
+		out.Rollout = "" // nobody keeps it
+	}
+	return out
 }
 
 // loadedOurs is the newest loaded patch that the catalogue knows.
@@ -59,29 +62,26 @@ func loadedOurs(f store.Facts) *livepatch.Livepatch {
 	return found
 }
 
-// heldBack says why this machine is not given version v; empty when nothing holds
-// it back. A crash counts for ever. A refusal by the kernel counts until the next
-// boot, because the same boot will refuse it again. What passes by itself counts
-// for a while.
-func heldBack(f store.Facts, v livepatch.Version) string {
-	if slices.Contains(f.Suspects, v) {
-		return fmt.Sprintf("livepatch %s is suspected of having crashed this machine", v)
-	}
-	for _, a := range f.Attempts {
-		if a.Version != v {
-			continue
+// suspected tells whether version v crashed this machine. That counts for ever.
+func suspected(f store.Facts, v livepatch.Version) bool {
+	return slices.ContainsFunc(f.Attempts, func(a store.Attempt) bool {
+		return a.Version == v && (a.Kind == livepatch.ReportRebooted || a.Kind == livepatch.ReportOopsed)
+	})
+}
+
+// failed tells whether version v is not to be tried on this machine now, because
+// it failed. A refusal by the kernel counts until the next boot, because the same
+// boot will refuse it again. What passes by itself counts for a while.
+func failed(f store.Facts, v livepatch.Version) bool {
+	return slices.ContainsFunc(f.Attempts, func(a store.Attempt) bool {
+		if a.Version != v || a.Kind != livepatch.ReportFailed && a.Kind != livepatch.ReportStuck {
+			return false
 		}
-		switch a.Kind {
-		case livepatch.ReportRebooted, livepatch.ReportOopsed:
-			return fmt.Sprintf("livepatch %s is suspected of having crashed this machine", v)
-		case livepatch.ReportFailed, livepatch.ReportStuck:
-			wait := passes(a.Code) || a.Kind == livepatch.ReportStuck
-			if wait && f.Now.Sub(a.Received) < retryAfter || !wait && a.BootID == f.BootID {
-				return fmt.Sprintf("livepatch %s failed on this machine", v)
-			}
+		if passes(a.Code) || a.Kind == livepatch.ReportStuck {
+			return f.Now.Sub(a.Received) < retryAfter
 		}
-	}
-	return ""
+		return a.BootID == f.BootID
+	})
 }
 
 // passes tells whether a failure may be over without anybody doing something to

@@ -32,7 +32,7 @@ type Options struct {
 	PublicURL string
 	// Version is what /v1/info says.
 	Version string
-	// Decide is the rule for grants; by default the newest patch for everybody.
+	// Decide is the rule for grants; by default what the rollouts say.
 	Decide store.Decide
 	// KeepAlive is how long to wait until the next comment on an idle event stream;
 	// it is asked each time, so that it can vary. 30 s by default, and never
@@ -73,7 +73,7 @@ func New(o Options) *Server {
 		o.Now = time.Now
 	}
 	if o.Decide == nil {
-		o.Decide = newest
+		o.Decide = byRollout
 	}
 	if o.KeepAlive == nil {
 		o.KeepAlive = func() time.Duration { return 30 * time.Second }

@@ -37,6 +37,8 @@ type change struct {
 	version livepatch.Version
 	reports []livepatch.Report
 	grant   *livepatch.Grant
+	// rollout is the id of the one that the grant is of, or empty.
+	rollout string
 }
 
 func (c change) empty() bool { return c.state == nil && len(c.reports) == 0 && c.grant == nil }
@@ -95,7 +97,7 @@ func (s *Store) checkIn(ctx context.Context, tx *sql.Tx, now time.Time, id strin
 	}
 	todo.state, todo.version = newState(m, req, now), running(req.Loaded)
 	out.Machine = with(m, req, todo.version, now)
-	facts, err := gather(ctx, tx, now, out, req, todo.reports)
+	facts, err := s.gather(ctx, tx, now, out, req, todo.reports)
 	if err != nil {
 		return out, todo, err
 	}
@@ -107,7 +109,7 @@ func (s *Store) checkIn(ctx context.Context, tx *sql.Tx, now time.Time, id strin
 	out.Grant, err = openGrant(ctx, tx, id, req, d, now)
 	if err == nil && out.Grant == nil {
 		out.Grant = &livepatch.Grant{ID: newGrantID(), Action: d.Action, Version: d.Version, Expires: d.Expires.UTC(), Reason: d.Reason}
-		todo.grant = out.Grant
+		todo.grant, todo.rollout = out.Grant, d.Rollout
 	}
 	return out, todo, err
 }
@@ -165,11 +167,12 @@ func newReports(ctx context.Context, tx *sql.Tx, machine string, reports []livep
 	return fresh, nil
 }
 
-func gather(ctx context.Context, tx *sql.Tx, now time.Time, out CheckedIn, req api.CheckInRequest, fresh []livepatch.Report) (Facts, error) {
+func (s *Store) gather(ctx context.Context, tx *sql.Tx, now time.Time, out CheckedIn, req api.CheckInRequest, fresh []livepatch.Report) (Facts, error) {
 	m := out.Machine
-	f := Facts{Now: now, Machine: m.ID, Account: m.Account, Tier: m.Tier, Kernel: req.Kernel, BootID: req.BootID,
+	f := Facts{Now: now, Machine: m.ID, Account: m.Account, Kernel: req.Kernel, BootID: req.BootID,
 		Catalogue: out.Catalogue, Loaded: req.Loaded, Suspects: req.Suspects}
-	if err := tx.QueryRowContext(ctx, `SELECT plan FROM accounts WHERE name = $1`, m.Account).Scan(&f.Plan); err != nil {
+	err := tx.QueryRowContext(ctx, `SELECT a.plan, m.tier FROM machines m JOIN accounts a ON a.id = m.account_id WHERE m.id = $1`, m.ID).Scan(&f.Plan, &f.Tier)
+	if err != nil {
 		return f, fmt.Errorf("find account: %w", err)
 	}
 	rows, err := tx.QueryContext(ctx, `SELECT body, received FROM reports WHERE seq IN
@@ -194,7 +197,8 @@ func gather(ctx context.Context, tx *sql.Tx, now time.Time, out CheckedIn, req a
 		f.Attempts = slices.DeleteFunc(f.Attempts, func(a Attempt) bool { return a.Version == r.Version && a.Kind == r.Kind })
 		f.Attempts = append(f.Attempts, attempt(r, now))
 	}
-	return f, nil
+	f.Candidates, err = s.candidates(ctx, tx, now, m.ID, out.Catalogue)
+	return f, err
 }
 
 func attempt(r livepatch.Report, received time.Time) Attempt {
@@ -202,16 +206,17 @@ func attempt(r livepatch.Report, received time.Time) Attempt {
 }
 
 // openGrant returns the machine's latest grant when it says the same as d, nothing
-// was reported under it and more than half of its time is left; else nil.
+// was reported under it, no halt made it void and more than half of its time is left; else nil.
 func openGrant(ctx context.Context, tx *sql.Tx, machine string, req api.CheckInRequest, d Decision, now time.Time) (*livepatch.Grant, error) {
 	var (
 		g                 livepatch.Grant
 		version           string
 		expires, reported int64
+		rollout           string
 		k                 livepatch.KernelTarget
 	)
-	err := tx.QueryRowContext(ctx, `SELECT id, action, version, reason, expires, reported, release, arch FROM grants WHERE machine_id = $1 ORDER BY seq DESC LIMIT 1`, machine).
-		Scan(&g.ID, &g.Action, &version, &g.Reason, &expires, &reported, &k.Release, &k.Arch)
+	err := tx.QueryRowContext(ctx, `SELECT id, action, version, reason, expires, reported + voided, release, arch, rollout_id FROM grants WHERE machine_id = $1 ORDER BY seq DESC LIMIT 1`, machine).
+		Scan(&g.ID, &g.Action, &version, &g.Reason, &expires, &reported, &k.Release, &k.Arch, &rollout)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil, nil
@@ -219,7 +224,7 @@ func openGrant(ctx context.Context, tx *sql.Tx, machine string, req api.CheckInR
 		return nil, fmt.Errorf("find grant: %w", err)
 	}
 	g.Expires = fromMillis(expires)
-	same := g.Action == d.Action && version == d.Version.String() && k == req.Kernel.Target()
+	same := g.Action == d.Action && rollout == d.Rollout && version == d.Version.String() && k == req.Kernel.Target()
 	used := reported != 0 || slices.ContainsFunc(req.Reports, func(r livepatch.Report) bool { return r.Grant == g.ID })
 	if !same || used || g.Expires.Sub(now) <= d.Expires.Sub(now)/2 {
 		return nil, nil
@@ -253,10 +258,13 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, now time.Time, m api.Mach
 		}
 	}
 	if g := todo.grant; g != nil {
-		_, err := tx.ExecContext(ctx, `INSERT INTO grants (id, machine_id, release, arch, action, version, reason, created, expires, reported) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0)`,
-			g.ID, m.ID, m.Kernel.Release, m.Kernel.Arch, g.Action, g.Version.String(), g.Reason, millis(now), millis(g.Expires))
+		_, err := tx.ExecContext(ctx, `INSERT INTO grants (id, machine_id, release, arch, action, version, reason, created, expires, reported, rollout_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10)`,
+			g.ID, m.ID, m.Kernel.Release, m.Kernel.Arch, g.Action, g.Version.String(), g.Reason, millis(now), millis(g.Expires), todo.rollout)
 		if err != nil {
 			return fmt.Errorf("add grant: %w", err)
+		}
+		if err := expose(ctx, tx, now, todo.rollout, m.ID); err != nil {
+			return err
 		}
 	}
 	if _, err := tx.ExecContext(ctx, `UPDATE machines SET last_seen = $2 WHERE id = $1`, m.ID, millis(now)); err != nil {
@@ -277,12 +285,12 @@ func addReport(ctx context.Context, tx *sql.Tx, now time.Time, m api.Machine, r 
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return fmt.Errorf("use up grant: %w", err)
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO reports (machine_id, id, release, arch, version, kind, body, received) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
-		m.ID, r.ID, k.Release, k.Arch, r.Version.String(), r.Kind, string(body), millis(now))
+	_, err = tx.ExecContext(ctx, `INSERT INTO reports (machine_id, id, release, arch, version, kind, body, received, signature) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+		m.ID, r.ID, k.Release, k.Arch, r.Version.String(), r.Kind, string(body), millis(now), r.Signature)
 	if err != nil {
 		return fmt.Errorf("add report: %w", err)
 	}
-	if err := dropOldReports(ctx, tx, m.ID); err != nil {
+	if err := errors.Join(tried(ctx, tx, now, m.ID, k, r), dropOldReports(ctx, tx, m.ID)); err != nil {
 		return err
 	}
 	switch r.Kind {

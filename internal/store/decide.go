@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"livepatch"
+	"livepatch/internal/rollout"
 )
 
 // Facts is what the word on one machine is made from.
@@ -12,9 +13,10 @@ type Facts struct {
 	Machine string
 	Account string
 	Plan    string
-	Tier    livepatch.Tier
-	Kernel  livepatch.Kernel
-	BootID  string
+	// Tier is the tier that the machine's owner asked for, or empty.
+	Tier   livepatch.Tier
+	Kernel livepatch.Kernel
+	BootID string
 	// Catalogue is that of the machine's kernel; nil when there is none.
 	Catalogue *livepatch.Catalogue
 	Loaded    []livepatch.LoadedPatch
@@ -23,6 +25,9 @@ type Facts struct {
 	// Attempts is the latest report of the machine on each version and each kind,
 	// for this kernel.
 	Attempts []Attempt
+	// Candidates are the rollouts of the catalogue's patches, as they are in the
+	// transaction that stores the grant.
+	Candidates []rollout.Candidate
 }
 
 // Attempt is one report, as far as it matters for the next grant.
@@ -42,6 +47,8 @@ type Decision struct {
 	Version livepatch.Version
 	// Expires is when a grant ends.
 	Expires time.Time
+	// Rollout is the id of the rollout that a grant is of; empty for none.
+	Rollout string
 	// Reason is a sentence: why, or why nothing although something is there.
 	Reason string
 }

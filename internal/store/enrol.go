@@ -10,6 +10,7 @@ import (
 
 	"livepatch"
 	"livepatch/internal/api"
+	"livepatch/internal/rollout"
 )
 
 // Enrol exchanges a token for a place in its account and tells whether the
@@ -31,11 +32,12 @@ func (s *Store) Enrol(ctx context.Context, r api.EnrolRequest) (api.EnrolRespons
 		if err != nil {
 			return err
 		}
-		answer = api.EnrolResponse{Account: a.Name, Plan: a.Plan, Tier: livepatch.TierGeneral}
+		answer = api.EnrolResponse{Account: a.Name, Plan: a.Plan}
 		if err := s.freeCredential(ctx, tx, a.ID, r); err != nil {
 			return err
 		}
 		err = tx.QueryRowContext(ctx, `SELECT id, tier FROM machines WHERE account_id = $1 AND machine_id = $2`, a.ID, r.MachineID).Scan(&answer.ID, &answer.Tier)
+		answer.Tier = rollout.FirstTier(a.Plan, answer.Tier)
 		switch {
 		case err == nil:
 			return s.enrolAgain(ctx, tx, answer.ID, r)
@@ -121,8 +123,8 @@ func (s *Store) enrolNew(ctx context.Context, tx *sql.Tx, as api.EnrolResponse, 
 	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO machines
 		(id, account_id, token_id, machine_id, credential_hash, hostname, tier, release, arch, version, state, enrolled, last_seen)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '', $10, $11, $11)`,
-		as.ID, t.accountID, t.id, r.MachineID, Hash(r.Credential), r.Hostname, as.Tier, r.Kernel.Release, r.Kernel.Arch, string(state), millis(now))
+		VALUES ($1, $2, $3, $4, $5, $6, '', $7, $8, '', $9, $10, $10)`,
+		as.ID, t.accountID, t.id, r.MachineID, Hash(r.Credential), r.Hostname, r.Kernel.Release, r.Kernel.Arch, string(state), millis(now))
 	if err != nil {
 		return fmt.Errorf("add machine: %w", err)
 	}

@@ -10,19 +10,22 @@ import (
 
 	"livepatch"
 	"livepatch/internal/api"
+	"livepatch/internal/rollout"
 )
 
-const selectMachines = `SELECT m.id, a.name, m.machine_id, m.hostname, m.tier, m.version, m.state, m.enrolled, m.last_seen
+const selectMachines = `SELECT m.id, a.name, m.machine_id, m.hostname, a.plan, m.tier, m.version, m.state, m.enrolled, m.last_seen
 	FROM machines m JOIN accounts a ON a.id = m.account_id `
 
 func (s *Store) scanMachine(scan func(...any) error) (m api.Machine, err error) {
 	var (
 		version, state     string
+		plan               string
 		enrolled, lastSeen int64
 	)
-	if err := scan(&m.ID, &m.Account, &m.MachineID, &m.Hostname, &m.Tier, &version, &state, &enrolled, &lastSeen); err != nil {
+	if err := scan(&m.ID, &m.Account, &m.MachineID, &m.Hostname, &plan, &m.Tier, &version, &state, &enrolled, &lastSeen); err != nil {
 		return m, err
 	}
+	m.Tier = rollout.FirstTier(plan, m.Tier)
 	var in api.CheckInRequest
 	if err := json.Unmarshal([]byte(state), &in); err != nil {
 		return m, fmt.Errorf("state of machine %s: %w", m.ID, err)

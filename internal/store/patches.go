@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 
 	"livepatch"
 	"livepatch/internal/api"
+	"livepatch/internal/rollout"
 )
 
 // catalogueCache keeps catalogues in memory as long as their revision stays: they
@@ -73,7 +75,7 @@ func (s *Store) catalogue(ctx context.Context, tx *sql.Tx, k livepatch.KernelTar
 
 // putCatalogue makes the rows of a kernel agree with its signed catalogue and
 // tells the audit log what is new in it.
-func (s *Store) putCatalogue(ctx context.Context, tx *sql.Tx, actor string, c livepatch.Catalogue) error {
+func (s *Store) putCatalogue(ctx context.Context, tx *sql.Tx, p PendingPublication, c livepatch.Catalogue) error {
 	now := s.now()
 	before, err := s.catalogue(ctx, tx, c.Kernel)
 	if err != nil {
@@ -97,15 +99,15 @@ func (s *Store) putCatalogue(ctx context.Context, tx *sql.Tx, actor string, c li
 	if _, err := tx.ExecContext(ctx, `DELETE FROM patches WHERE release = $1 AND arch = $2`, c.Kernel.Release, c.Kernel.Arch); err != nil {
 		return fmt.Errorf("replace patches: %w", err)
 	}
-	for _, p := range c.Patches {
-		if err := s.putPatch(ctx, tx, actor, c.Kernel, p, before.Find(p.Version)); err != nil {
+	for _, lp := range c.Patches {
+		if err := s.putPatch(ctx, tx, p, c.Kernel, lp, before.Find(lp.Version)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *Store) putPatch(ctx context.Context, tx *sql.Tx, actor string, k livepatch.KernelTarget, p livepatch.Livepatch, before *livepatch.Livepatch) error {
+func (s *Store) putPatch(ctx context.Context, tx *sql.Tx, as PendingPublication, k livepatch.KernelTarget, p livepatch.Livepatch, before *livepatch.Livepatch) error {
 	body, err := json.Marshal(p)
 	if err != nil {
 		return fmt.Errorf("encode patch: %w", err)
@@ -122,9 +124,15 @@ func (s *Store) putPatch(ctx context.Context, tx *sql.Tx, actor string, k livepa
 	object := fmt.Sprintf("%s %s %s", k.Release, k.Arch, p.Version)
 	switch {
 	case before == nil:
-		return audit(ctx, tx, s.now(), actor, "patch.publish", object, p.Module.Name)
+		if err := audit(ctx, tx, s.now(), as.Actor, "patch.publish", object, p.Module.Name); err != nil || p.Withdrawn != nil {
+			return err
+		}
+		return s.stage(ctx, tx, as.Actor, cmp.Or(as.Policy, rollout.Everybody().Name), k, p.Version)
 	case p.Withdrawn != nil && before.Withdrawn == nil:
-		return audit(ctx, tx, s.now(), actor, "patch.withdraw", object, p.Withdrawn.Reason)
+		if err := s.withdrawRollout(ctx, tx, as.Actor, k, p); err != nil {
+			return err
+		}
+		return audit(ctx, tx, s.now(), as.Actor, "patch.withdraw", object, p.Withdrawn.Reason)
 	}
 	return nil
 }

@@ -15,6 +15,9 @@ type PendingPublication struct {
 	ID          string
 	Actor       string
 	Publication api.Publication
+	// Policy is the rollout policy of patches for which there is no plan; by default
+	// everybody.
+	Policy string
 }
 
 // BeginPublication writes down that a publication is about to change the stream.
@@ -60,7 +63,7 @@ func (s *Store) CompletePublication(ctx context.Context, p PendingPublication, c
 			return err
 		}
 		for _, c := range catalogues {
-			if err := s.putCatalogue(ctx, tx, p.Actor, c); err != nil {
+			if err := s.putCatalogue(ctx, tx, p, c); err != nil {
 				return err
 			}
 		}

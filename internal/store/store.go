@@ -37,6 +37,7 @@ type Store struct {
 	writer, reader *sql.DB
 	now            func() time.Time
 	catalogues     catalogueCache
+	rollouts       rolloutCache
 
 	mu sync.Mutex
 	// seen are machines whose check-ins changed nothing since the last Flush.
