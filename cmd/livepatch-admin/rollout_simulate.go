@@ -118,15 +118,16 @@ func writePlot(path string, c sim.Config, rows []sim.Row) error {
 // simulated shows the rows to people.
 func (p *program) simulated(c sim.Config, rows []sim.Row) error {
 	count := func(f float64) string { return strconv.FormatFloat(f, 'f', 0, 64) }
+	percent := func(f float64) string { return strconv.FormatFloat(100*f, 'f', 1, 64) + " %" }
 	hours := func(h *float64) string {
 		if h == nil {
 			return "never"
 		}
 		return strconv.FormatFloat(*h, 'f', 1, 64) + " h"
 	}
-	t := cli.NewTable("rule", "halted", "hurt median", "hurt p95", "killed median", "time to halt", "false halts", "time to full")
+	t := cli.NewTable("rule", "halted", "before general", "hurt median", "hurt p95", "killed median", "time to halt", "false halts", "time to full")
 	for _, r := range rows {
-		t.Row(r.Rule, strconv.FormatFloat(100*r.HaltedShare, 'f', 1, 64)+" %", count(r.HurtMedian), count(r.HurtP95), count(r.KilledMedian),
+		t.Row(r.Rule, percent(r.HaltedShare), percent(r.BeforeGeneral), count(r.HurtMedian), count(r.HurtP95), count(r.KilledMedian),
 			hours(r.HoursToHalt), fmt.Sprintf("%d of %d", r.FalseHalts, r.HealthyRuns), hours(r.HoursToFull))
 	}
 	if err := t.Write(p.s); err != nil {
