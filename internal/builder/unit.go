@@ -42,19 +42,22 @@ const (
 	patched
 )
 
-// compileVariant makes one of the unit's objects. A fix that does not compile is a
-// refusal.
+// compileVariant makes one of the unit's objects. What does not depend on the fix is
+// kept in the tree for the next build. A fix that does not compile is a refusal.
 func (b *build) compileVariant(ctx context.Context, f *fix, work string, u *unit, v variant) error {
 	root, flags := b.tree.Dir, sectionFlags
+	name := strings.ReplaceAll(strings.TrimSuffix(u.source, ".c"), "/", "_")
+	object := filepath.Join(b.tree.Dir, keptDir, name+fmt.Sprintf(".%d.o", v))
 	switch v {
 	case plain:
 		flags = []string{"-g0"}
 	case patched:
 		root, flags = f.shadow, append([]string{"-I" + filepath.Join(work, includeDir)}, sectionFlags...)
 	}
-	name := strings.ReplaceAll(strings.TrimSuffix(u.source, ".c"), "/", "_")
-	object := filepath.Join(work, fmt.Sprintf("%s.%d.o", name, v))
-	if err := b.tree.compile(ctx, root, u.cmd, u.source, object, flags...); err != nil {
+	if v == patched || b.req.Source != "" { // somebody else's tree may change under us
+		object = filepath.Join(work, filepath.Base(object))
+	}
+	if err := b.compileOnce(ctx, root, u, object, flags); err != nil {
 		var ee *ExecError
 		if v == patched && errors.As(err, &ee) && ctx.Err() == nil {
 			return refuse(elfdiff.ReasonCompile, u.source, "", "the fixed file does not compile: "+firstError(ee.Output),
@@ -72,6 +75,29 @@ func (b *build) compileVariant(ctx context.Context, f *fix, work string, u *unit
 	}
 	u.raw[v], u.objects[v] = raw, parsed
 	return nil
+}
+
+// keptDir is where a tree keeps objects of unchanged files.
+const keptDir = ".livepatch-objects"
+
+// compileOnce compiles unless the object is there. It appears whole or not at all.
+func (b *build) compileOnce(ctx context.Context, root string, u *unit, object string, flags []string) error {
+	if _, err := os.Stat(object); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(object), 0o755); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(filepath.Dir(object), "part-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // empty but for what failed
+	part := filepath.Join(dir, filepath.Base(object))
+	if err := b.tree.compile(ctx, root, u.cmd, u.source, part, flags...); err != nil {
+		return err
+	}
+	return os.Rename(part, object)
 }
 
 // diff compares the unit's objects, structure layouts included.
