@@ -112,38 +112,40 @@ func (w *world) tamperedArchive() {
 	w.t.Logf("tampered archive: %s", m.Problem)
 	w.untouched()
 
+	// The next version, whole, is applied; that one is not tried again in this boot.
 	w.check(os.WriteFile(path, good, 0o600))
-	w.sh("livepatch refresh || true")
-	w.shows(patched(2))
-	w.seen("the genuine archive is applied", applied(2))
+	w.publish(cmdline(3))
+	w.shows(patched(3))
+	w.seen("the next version is applied", applied(3))
 }
 
-// fullDisk leaves no byte for the next livepatch.
+// fullDisk leaves no byte for the next livepatch. The one in force stays.
 func (w *world) fullDisk() {
 	w.t.Helper()
 	w.sh("sync; fallocate -l $(df --output=avail -B1 / | tail -1) /fill; dd if=/dev/zero of=/fill2 bs=64k 2>/dev/null; dd if=/dev/zero of=/fill3 bs=512 2>/dev/null; sync; df / >&2; true")
-	w.publish(cmdline(3))
+	w.publish(cmdline(4))
 	w.sh("livepatch refresh || true")
 	w.check(lab.Await(w.t.Context(), "status to tell of the full disk", patience, func() (string, bool, error) {
 		out, err := w.host.Shell(w.t.Context(), "livepatch status; true")
 		return out, strings.Contains(out, "disk is full") || strings.Contains(out, "no space left"), err
 	}))
-	w.shows(patched(2))
-	w.sh("rm -f /fill /fill2 /fill3; sync; livepatch refresh || true")
 	w.shows(patched(3))
-	w.seen("version 3 is applied", applied(3))
+	w.sh("rm -f /fill /fill2 /fill3; sync")
+	w.publish(cmdline(5))
+	w.shows(patched(5))
+	w.seen("version 5 is applied", applied(5))
 }
 
 // modulesDisabled is the last test of a boot: nothing turns it back.
 func (w *world) modulesDisabled() {
 	w.t.Helper()
 	w.sh("sysctl -w kernel.modules_disabled=1")
-	w.publish(cmdline(4))
+	w.publish(cmdline(6))
 	w.sh("livepatch refresh || true")
 	w.says(w.fails("livepatch doctor"), "modules_disabled")
 	m := w.seen("modules are disabled", func(m api.Machine) bool { return strings.Contains(m.Problem, "modules_disabled") })
-	w.shows(patched(3))
-	if want := (livepatch.Version{Major: 3, Minor: 1}); m.Version != want {
+	w.shows(patched(5))
+	if want := (livepatch.Version{Major: 5, Minor: 1}); m.Version != want {
 		w.t.Errorf("the server sees version %v, want %v", m.Version, want)
 	}
 }
