@@ -126,3 +126,13 @@ func (c *Client) SetPolicy(ctx context.Context, p rollout.Policy) (rollout.Polic
 func (c *Client) PatchHealth(ctx context.Context, k livepatch.KernelTarget, v livepatch.Version) (PatchHealth, error) {
 	return call[PatchHealth](ctx, c, http.MethodGet, "/v1/patches/"+url.PathEscape(k.Release)+"/"+url.PathEscape(k.Arch)+"/"+v.String()+"/health", nil)
 }
+
+// Alarm is what the webhook is sent: that a rollout was halted ("rollout.halt"), or
+// slowed down by suspicion ("rollout.caution"), with the evidence.
+type Alarm struct {
+	Event   string                 `json:"event"`
+	Rollout string                 `json:"rollout"`
+	Kernel  livepatch.KernelTarget `json:"kernel"`
+	Version livepatch.Version      `json:"version"`
+	Change  rollout.StageChange    `json:"change"`
+}

@@ -7,6 +7,7 @@ import (
 
 	"livepatch"
 	"livepatch/internal/api"
+	"livepatch/internal/rollout"
 	"livepatch/internal/store"
 )
 
@@ -34,6 +35,9 @@ func (s *Server) checkIn(w http.ResponseWriter, r *http.Request, who caller) err
 	}
 	s.hub.kernelOf(who.name, req.Kernel.Target())
 	s.metrics.checkedIn(in.Grant)
+	if slices.ContainsFunc(req.Reports, func(r livepatch.Report) bool { return rollout.HarmOf(r.Kind) != "" }) {
+		s.nudge()
+	}
 	return s.reply(w, http.StatusOK, s.answerCheckIn(in))
 }
 

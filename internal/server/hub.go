@@ -1,8 +1,10 @@
 package server
 
 import (
+	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"livepatch"
 )
@@ -12,6 +14,9 @@ type hub struct {
 	mu       sync.Mutex
 	machines map[string]*subscription
 	closed   bool
+	// left is when machines lost their stream that have none now.
+	left map[string]time.Time
+	now  func() time.Time
 }
 
 // subscription is one machine's event stream. A machine has one: a new one takes
@@ -36,14 +41,45 @@ func (h *hub) subscribe(machine string, k livepatch.KernelTarget) *subscription 
 		close(old.done)
 	}
 	h.machines[machine] = sub
+	delete(h.left, machine)
 	return sub
 }
 
 func (h *hub) unsubscribe(machine string, sub *subscription) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.machines[machine] == sub {
-		delete(h.machines, machine)
+	if h.machines[machine] != sub {
+		return
+	}
+	delete(h.machines, machine)
+	now := h.now()
+	if len(h.left) >= leftKept {
+		maps.DeleteFunc(h.left, func(_ string, at time.Time) bool { return now.Sub(at) > time.Hour })
+	}
+	h.left[machine] = now
+}
+
+// leftKept is how many machines without a stream are remembered before those that
+// left long ago are forgotten.
+const leftKept = 10_000
+
+// contact tells whether a machine holds a stream, and else when it lost it; zero
+// when that is not known.
+func (h *hub) contact(machine string) (connected bool, left time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.machines[machine] != nil, h.left[machine]
+}
+
+// wake wakes the first n of these machines that hold a stream.
+func (h *hub) wake(machines []string, n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, id := range machines {
+		if sub := h.machines[id]; sub != nil && n > 0 {
+			n--
+			sub.wake()
+		}
 	}
 }
 
@@ -64,10 +100,15 @@ func (h *hub) changed(kernels []livepatch.KernelTarget) {
 		if !slices.Contains(kernels, sub.kernel) {
 			continue
 		}
-		select {
-		case sub.check <- struct{}{}:
-		default: // it is to check in already
-		}
+		sub.wake()
+	}
+}
+
+// wake tells the machine to check in.
+func (s *subscription) wake() {
+	select {
+	case s.check <- struct{}{}:
+	default: // it is to check in already
 	}
 }
 

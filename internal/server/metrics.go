@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"livepatch"
+	"livepatch/internal/rollout"
 )
 
 // metrics is what the server counts.
@@ -21,6 +22,8 @@ type metrics struct {
 	checkIns     *prometheus.CounterVec
 	publications prometheus.Counter
 	renewed      prometheus.Gauge
+	rollouts     *prometheus.GaugeVec
+	changes      *prometheus.CounterVec
 }
 
 func newMetrics(streams func() float64) *metrics {
@@ -38,8 +41,12 @@ func newMetrics(streams func() float64) *metrics {
 		renewed: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "livepatch_stream_renewed_timestamp_seconds", Help: "When the stream was last found fresh or renewed, Unix time."}),
 	}
+	m.rollouts = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "livepatch_rollouts", Help: "Rollouts, by state."}, []string{"state"})
+	m.changes = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "livepatch_rollout_changes_total", Help: "Changes of rollouts, by what was done and by whom: judge or operator. Alert on action=\"halt\"."}, []string{"action", "by"})
 	r := prometheus.NewRegistry()
-	r.MustRegister(m.requests, m.seconds, m.enrolments, m.checkIns, m.publications, m.renewed,
+	r.MustRegister(m.requests, m.seconds, m.enrolments, m.checkIns, m.publications, m.renewed, m.rollouts, m.changes,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "livepatch_event_streams", Help: "Machines that hold an event stream."}, streams),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.handler = promhttp.HandlerFor(r, promhttp.HandlerOpts{})
@@ -65,6 +72,12 @@ func (m *metrics) checkedIn(g *livepatch.Grant) {
 		granted = string(g.Action)
 	}
 	m.checkIns.WithLabelValues(granted).Inc()
+}
+
+func (m *metrics) rolloutStates(states map[rollout.State]int) {
+	for _, state := range []rollout.State{rollout.Staged, rollout.Canary, rollout.Early, rollout.General, rollout.Halted, rollout.Withdrawn} {
+		m.rollouts.WithLabelValues(string(state)).Set(float64(states[state]))
+	}
 }
 
 func (s *Server) showMetrics(w http.ResponseWriter, r *http.Request, _ caller) error {

@@ -67,6 +67,7 @@ func (s *Server) finish(ctx context.Context, p store.PendingPublication) error {
 	if err != nil {
 		return err
 	}
+	p.Policy = s.RolloutPolicy
 	if err := s.Store.CompletePublication(ctx, p, catalogues); err != nil {
 		return err
 	}
@@ -76,6 +77,7 @@ func (s *Server) finish(ctx context.Context, p store.PendingPublication) error {
 		kernels[i] = c.Kernel
 	}
 	s.hub.changed(kernels)
+	s.nudge()
 	return nil
 }
 

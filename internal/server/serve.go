@@ -27,7 +27,7 @@ const (
 // is done, and then lets running requests end. With conf nil it speaks plain HTTP,
 // for loopback and tests. ready is called once it answers.
 func (s *Server) Serve(ctx context.Context, l net.Listener, conf *tls.Config, ready func()) error {
-	if err := s.Store.Ping(ctx); err != nil {
+	if err := s.check(ctx); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	s.tend(ctx)
@@ -38,7 +38,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, conf *tls.Config, re
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 * kib,
 		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 100},
+		// A machine that went down without a word is noticed by its not answering pings.
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 100, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
 	}
 	srv.RegisterOnShutdown(s.hub.close)
 	g, ctx := errgroup.WithContext(ctx)
@@ -59,10 +60,30 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, conf *tls.Config, re
 		return nil
 	})
 	g.Go(func() error { return s.background(ctx) })
+	judge := time.NewTicker(judgeEvery)
+	defer judge.Stop()
+	g.Go(func() error { return s.judging(ctx, judge.C) })
+	if s.Webhook != nil {
+		g.Go(func() error { return s.Webhook.run(ctx, s.Log) })
+	}
 	if ready != nil {
 		ready()
 	}
 	return g.Wait()
+}
+
+// check finds out before serving whether it can work.
+func (s *Server) check(ctx context.Context) error {
+	if err := s.Store.Ping(ctx); err != nil {
+		return err
+	}
+	if s.RolloutPolicy == "" {
+		return nil
+	}
+	if _, err := s.Store.Policy(ctx, s.RolloutPolicy); err != nil {
+		return fmt.Errorf("setting rollout-policy: %w", err)
+	}
+	return nil
 }
 
 func serveOn(srv *http.Server, l net.Listener) error {

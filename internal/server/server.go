@@ -46,6 +46,11 @@ type Options struct {
 	// CheckInterval is when machines check in again if nothing happens; one hour
 	// by default, between a minute and a day.
 	CheckInterval time.Duration
+	// RolloutPolicy names the policy of patches for which the operator chose none;
+	// everybody by default.
+	RolloutPolicy string
+	// Webhook is told of halts; nil for none.
+	Webhook *Webhook
 }
 
 // Server is the service. Make it with New, serve it with Serve.
@@ -59,6 +64,11 @@ type Server struct {
 	// publishing is held from before a publication is written down until it is
 	// complete: the stream changes one step at a time.
 	publishing sync.Mutex
+
+	// began is when this server began to hear machines, news has a value when
+	// rollouts are to be looked at.
+	began time.Time
+	news  chan struct{}
 
 	trustMu sync.Mutex
 	trust   string
@@ -84,8 +94,8 @@ func New(o Options) *Server {
 	if o.CheckInterval == 0 {
 		o.CheckInterval = time.Hour
 	}
-	s := &Server{Options: o}
-	s.hub = hub{machines: map[string]*subscription{}}
+	s := &Server{Options: o, began: o.Now(), news: make(chan struct{}, 1)}
+	s.hub = hub{machines: map[string]*subscription{}, left: map[string]time.Time{}, now: o.Now}
 	s.callers = callers{now: o.Now, known: map[string]knownCaller{}}
 	s.enrols = limiter{now: o.Now, every: rate.Limit(float64(o.EnrolPerMinute) / 60), burst: o.EnrolPerMinute, addresses: map[string]*rate.Limiter{}}
 	s.metrics = newMetrics(func() float64 { return float64(s.hub.count()) })

@@ -67,13 +67,19 @@ func must(t testing.TB, err error) {
 // newServer makes the fixture; change may alter the options.
 func newServer(t testing.TB, change func(*Options)) *fixture {
 	t.Helper()
+	return newServerAt(t, time.Now, change)
+}
+
+// newServerAt makes the fixture with another clock.
+func newServerAt(t testing.TB, now func() time.Time, change func(*Options)) *fixture {
+	t.Helper()
 	f := &fixture{repo: streamtest.New(t), log: &lockedBuffer{}, path: filepath.Join(t.TempDir(), "server.db")}
-	db, err := store.OpenSQLite(t.Context(), f.path, time.Now)
+	db, err := store.OpenSQLite(t.Context(), f.path, now)
 	must(t, err)
 	t.Cleanup(func() { must(t, db.Close()) })
 	must(t, db.AddOperator(t.Context(), "test", "ann", operatorCredential))
 	o := Options{
-		Store: db, Blobs: f.repo.Store, Stream: f.repo.Publisher, PublicURL: "https://livepatch.example.com", Version: "1.2.3",
+		Store: db, Blobs: f.repo.Store, Stream: f.repo.Publisher, PublicURL: "https://livepatch.example.com", Version: "1.2.3", Now: now,
 		Log:            slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		EnrolPerMinute: 1000,
 	}

@@ -114,7 +114,10 @@ const (
 func (s *Store) MovingRollouts(ctx context.Context) ([]string, error) {
 	rows, err := s.reader.QueryContext(ctx, `SELECT id FROM rollouts WHERE state IN ($1, $2, $3) AND changed > $4 ORDER BY created, id`,
 		rollout.Canary, rollout.Early, rollout.General, millis(s.now().Add(-judgedFor)))
-	ids, err := collect(rows, err, func(scan func(...any) error) (id string, err error) { return id, scan(&id) })
+	ids, err := collect(rows, err, func(scan func(...any) error) (id string, err error) {
+		err = scan(&id)
+		return id, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list rollouts: %w", err)
 	}

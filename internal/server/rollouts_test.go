@@ -1,0 +1,500 @@
+package server
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"livepatch"
+	"livepatch/internal/api"
+	"livepatch/internal/rollout"
+)
+
+// clock is a clock that tests move.
+type clock struct {
+	mu sync.Mutex
+	t  time.Time
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.t
+}
+
+func (c *clock) advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = c.t.Add(d)
+}
+
+// fake is a machine that talks to the real API.
+type fake struct {
+	id, plan string
+	client   *api.Client
+	boot     int
+	loaded   *livepatch.LoadedPatch
+	reports  []livepatch.Report
+	suspects []livepatch.Version
+	grants   int
+	silent   bool
+}
+
+// fleet is a server with many fake machines, under a clock of its own.
+type fleet struct {
+	*fixture
+	t        testing.TB
+	clock    *clock
+	machines []*fake
+	// used is called after a machine has loaded a patch.
+	used func(*fake)
+	// each is called for each machine in each step.
+	each func(step int, m *fake)
+	step int
+}
+
+// quickly is a policy for tests: the order of things as in the default policy, and
+// little time.
+func quickly() rollout.Policy {
+	stage := func(tier livepatch.Tier, share float64, least int) rollout.Stage {
+		return rollout.Stage{Tier: tier, Share: share, Soak: rollout.Duration(30 * time.Minute), LeastHealthy: least}
+	}
+	p := rollout.DefaultPolicy()
+	p.Name, p.Version = "quickly", 1
+	p.Stages = []rollout.Stage{stage(livepatch.TierCanary, 40, 10), stage(livepatch.TierEarly, 70, 20), stage(livepatch.TierGeneral, 100, 0)}
+	p.Ramp = rollout.Ramp{Start: 3, PerHealthy: 1}
+	p.Caution = rollout.Caution{Hold: rollout.Duration(10 * time.Minute), Machines: 2}
+	return p
+}
+
+// newFleet enrols this many community machines and paid ones.
+func newFleet(t testing.TB, community, paid int) *fleet {
+	t.Helper()
+	c := &clock{t: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
+	f := &fleet{t: t, clock: c, used: func(*fake) {}, each: func(int, *fake) {}}
+	f.fixture = newServerAt(t, c.now, func(o *Options) {
+		o.EnrolPerMinute, o.RolloutPolicy, o.CheckInterval = 1_000_000, "quickly", 5*time.Minute
+	})
+	_, err := f.operator.SetPolicy(t.Context(), quickly())
+	must(t, err)
+	for _, g := range []struct {
+		plan string
+		n    int
+	}{{"community", community}, {"standard", paid}} {
+		_, err := f.operator.CreateAccount(t.Context(), api.NewAccount{Name: g.plan, Plan: g.plan, Limit: g.n + 1})
+		must(t, err)
+		tok, err := f.operator.CreateToken(t.Context(), api.NewToken{Account: g.plan})
+		must(t, err)
+		for range g.n {
+			r := enrolment(tok.Secret, 1000+len(f.machines))
+			answer, err := f.operator.Enrol(t.Context(), r)
+			must(t, err)
+			f.machines = append(f.machines, &fake{id: answer.ID, plan: g.plan,
+				client: &api.Client{BaseURL: f.http.URL, Credential: r.Credential, HTTP: f.operator.HTTP}})
+		}
+	}
+	return f
+}
+
+// checkIn is one check-in of m; a grant is used at once and reported.
+func (f *fleet) checkIn(m *fake) api.CheckInResponse {
+	f.t.Helper()
+	r := checkIn()
+	r.BootID, r.Reports, r.Suspects = fmt.Sprint("b", m.boot), m.reports, m.suspects
+	if m.loaded != nil {
+		r.Loaded = []livepatch.LoadedPatch{*m.loaded}
+	}
+	out, err := m.client.CheckIn(f.t.Context(), r)
+	must(f.t, err)
+	m.reports = nil
+	return out
+}
+
+func (f *fleet) report(m *fake, kind livepatch.ReportKind, v livepatch.Version, signature string) {
+	m.reports = append(m.reports, livepatch.Report{ID: fmt.Sprintf("r%d-%s-%d", f.step, kind, len(m.reports)), Kind: kind, Version: v, Signature: signature, BootID: fmt.Sprint("b", m.boot)})
+}
+
+// crash takes m down and up again: it reports, and does not load the patch again.
+func (f *fleet) crash(m *fake, signature string) {
+	v := livepatch.Version{}
+	if m.loaded != nil {
+		v = m.loaded.Version
+		m.suspects = append(m.suspects, v)
+	}
+	f.report(m, livepatch.ReportRebooted, v, signature)
+	m.boot++
+	m.loaded = nil
+}
+
+// run lets five minutes pass, in which each machine checks in, n times or until done
+// says so.
+func (f *fleet) run(n int, done func() bool) {
+	f.t.Helper()
+	for range n {
+		f.step++
+		for _, m := range f.machines {
+			if m.silent {
+				continue
+			}
+			f.each(f.step, m)
+			out := f.checkIn(m)
+			if out.Grant == nil {
+				continue
+			}
+			m.grants++
+			m.loaded = nil
+			if out.Grant.Action == livepatch.ActionApply {
+				m.loaded = &livepatch.LoadedPatch{Module: f.module(out.Grant.Version), Version: out.Grant.Version, Enabled: true}
+				f.report(m, livepatch.ReportApplied, out.Grant.Version, "")
+			}
+			f.used(m)
+			if !m.silent {
+				f.checkIn(m)
+			}
+			must(f.t, f.JudgeRollouts(f.t.Context())) // as bad news has it done
+		}
+		must(f.t, f.JudgeRollouts(f.t.Context()))
+		if done() {
+			return
+		}
+		f.clock.advance(5 * time.Minute)
+	}
+}
+
+func (f *fleet) module(v livepatch.Version) string {
+	_, cat := f.repo.Catalogue(kernel.Target())
+	return cat.Find(v).Module.Name
+}
+
+// only is the one rollout there is.
+func (f *fleet) only() api.Rollout {
+	f.t.Helper()
+	all, err := f.operator.Rollouts(f.t.Context(), kernel.Release)
+	must(f.t, err)
+	if len(all) != 1 {
+		f.t.Fatalf("there are %d rollouts, want one", len(all))
+	}
+	r, err := f.operator.Rollout(f.t.Context(), all[0].ID)
+	must(f.t, err)
+	return r
+}
+
+func (f *fleet) running() (n int) {
+	for _, m := range f.machines {
+		if m.loaded != nil {
+			n++
+		}
+	}
+	return n
+}
+
+func (f *fleet) halted() bool { return f.only().State == rollout.Halted }
+
+// states are the states that a rollout went through.
+func states(r api.Rollout) string {
+	var names []string
+	for _, c := range r.Changes {
+		names = append(names, string(c.To))
+	}
+	return strings.Join(slices.Compact(names), " ")
+}
+
+func TestGoodPatchReachesEverybody(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 40, 10)
+	f.publish(t, kernel, "one")
+	paidEarly, most := 0, 0
+	f.used = func(m *fake) {
+		if m.plan != "community" && f.only().State != rollout.General {
+			paidEarly++
+		}
+	}
+	f.run(100, func() bool {
+		p := f.only().Progress
+		most = max(most, p.Pending-p.Healthy)
+		return f.running() == len(f.machines)
+	})
+	r := f.only()
+	if f.running() != len(f.machines) || r.State != rollout.General {
+		t.Fatalf("after %v, %d of %d machines run it and the rollout is %s: %+v", f.clock.now().Sub(r.Started), f.running(), len(f.machines), r.State, r.Assessment)
+	}
+	if got := states(r); got != "canary early general" {
+		t.Errorf("it went through %s", got)
+	}
+	if paidEarly > 0 {
+		t.Errorf("%d machines of paid plans got it before general", paidEarly)
+	}
+	if most > 3 {
+		t.Errorf("the judge saw %d more machines pending than healthy, the ramp begins at 3", most)
+	}
+	for _, m := range f.machines {
+		if m.grants != 1 {
+			t.Errorf("machine %s got %d grants", m.id, m.grants)
+		}
+	}
+	if len(r.Key) == 0 || r.Commitment != r.Rollout.Commitment() {
+		t.Errorf("with everybody drawn the key %x does not match its commitment %s", r.Key, r.Commitment)
+	}
+	if f.clock.now().Sub(r.Started) < time.Hour {
+		t.Errorf("two stages of half an hour's soak were over after %v", f.clock.now().Sub(r.Started))
+	}
+}
+
+func TestOopsingPatchHaltsInCanary(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 60, 10)
+	events := f.listen(f.machines[len(f.machines)-1])
+	f.publish(t, kernel, "one")
+	wait(t, t.Context(), events, "event of the publication")
+	f.used = func(m *fake) { f.crash(m, "rip:tcp_ack+0x1b") }
+	f.run(100, f.halted)
+	r := f.only()
+	if got := states(r); got != "canary halted" {
+		t.Fatalf("it went through %s: %+v", got, r.Assessment)
+	}
+	wait(t, t.Context(), events, "event of the halt")
+	last := r.Changes[len(r.Changes)-1]
+	if last.Actor != rollout.ActorJudge || last.Assessment == nil || last.Assessment.Evidence < last.Assessment.Threshold {
+		t.Errorf("the halt is %+v", last)
+	}
+	if !slices.ContainsFunc(last.Assessment.Findings, func(x rollout.Finding) bool { return x.Signature == "rip:tcp_ack+0x1b" && len(x.Machines) > 0 }) {
+		t.Errorf("the findings do not name the signature and its machines: %+v", last.Assessment.Findings)
+	}
+	hurt := f.granted()
+	f.run(3, func() bool { return false })
+	if f.granted() != hurt {
+		t.Errorf("%d machines were granted it after the halt", f.granted()-hurt)
+	}
+	if len(r.Key) != 0 {
+		t.Error("a halted rollout shows the key of its draws")
+	}
+	if hurt > 12 {
+		t.Errorf("%d machines were hurt before the halt", hurt)
+	}
+	t.Logf("halted after %d machines, evidence %.0f", hurt, last.Assessment.Evidence)
+	f.wantAudit("rollout.halt", rollout.ActorJudge)
+	if !strings.Contains(f.log.String(), "rollout: halt") {
+		t.Error("the log does not tell of the halt")
+	}
+}
+
+// granted counts machines that were ever granted something.
+func (f *fleet) granted() (n int) {
+	for _, m := range f.machines {
+		n += min(m.grants, 1)
+	}
+	return n
+}
+
+// listen holds m's event stream and tells of each event.
+func (f *fleet) listen(m *fake) <-chan api.Event {
+	f.t.Helper()
+	events, connected := make(chan api.Event, 100), make(chan struct{})
+	go func() {
+		for e, err := range m.client.Events(f.t.Context()) {
+			switch {
+			case err != nil:
+				return
+			case e.Kind == api.Connected:
+				close(connected)
+			default:
+				events <- e
+			}
+		}
+	}()
+	wait(f.t, f.t.Context(), connected, "connection of the event stream")
+	return events
+}
+
+func (f *fleet) wantAudit(action, actor string) {
+	f.t.Helper()
+	lines, err := f.operator.Audit(f.t.Context(), 1000)
+	must(f.t, err)
+	n := 0
+	for _, l := range lines {
+		if l.Action == action && strings.HasPrefix(l.Actor, actor) {
+			n++
+		}
+	}
+	if n != 1 {
+		f.t.Errorf("the audit log has %d lines of %s by %s, want one", n, action, actor)
+	}
+}
+
+func TestSilentMachinesHalt(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 80, 0)
+	f.publish(t, kernel, "one")
+	f.used = func(m *fake) { m.silent = true }
+	f.run(60, f.halted)
+	r := f.only()
+	if !f.halted() || len(r.Changes) == 0 {
+		t.Fatalf("%d machines fell silent and the rollout is %s: %+v", f.granted(), r.State, r.Assessment)
+	}
+	a := r.Changes[len(r.Changes)-1].Assessment
+	if len(a.Findings) == 0 || a.Findings[0].Kind != rollout.Silence {
+		t.Errorf("the findings are %+v", a.Findings)
+	}
+	if got := states(r); got != "canary halted" {
+		t.Errorf("it went through %s", got)
+	}
+}
+
+func TestBadDayForAllDoesNotHalt(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 60, 0)
+	f.publish(t, kernel, "one")
+	f.each = func(step int, m *fake) {
+		if n := slices.Index(f.machines, m); n%20 == step%20 && step <= 20 {
+			f.report(m, livepatch.ReportOopsed, versionOf(m), fmt.Sprint("rip:nic_poll+", n%3))
+		}
+	}
+	f.run(100, func() bool { return f.only().State == rollout.General || f.halted() })
+	if r := f.only(); r.State != rollout.General {
+		t.Errorf("with everybody crashing alike the rollout is %s: %+v", r.State, r.Assessment)
+	}
+}
+
+func versionOf(m *fake) livepatch.Version {
+	if m.loaded == nil {
+		return livepatch.Version{}
+	}
+	return m.loaded.Version
+}
+
+func TestFailuresThatAreNotThePatchsFault(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 40, 0)
+	one := f.publish(t, kernel, "one")
+	f.used = func(m *fake) {
+		m.loaded, m.reports = nil, nil
+		m.reports = append(m.reports, livepatch.Report{ID: fmt.Sprint("d", f.step), Kind: livepatch.ReportFailed, Code: livepatch.CodeUnavailable, Version: one.Version})
+	}
+	f.run(12, func() bool { return false })
+	if r := f.only(); r.State != rollout.Canary || r.Assessment.Evidence > 1.01 || r.Assessment.Tries.Failed != 0 {
+		t.Errorf("downloads that failed are held against the patch: %s, %+v", r.State, r.Assessment)
+	}
+}
+
+func TestFreezeIsRespected(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 10, 0)
+	p := quickly()
+	until := f.clock.now().Add(time.Hour)
+	p.Freeze = []rollout.Freeze{{Since: f.clock.now().Add(-time.Hour), Until: until, Reason: "holidays"}}
+	_, err := f.operator.SetPolicy(t.Context(), p)
+	must(t, err)
+	f.publish(t, kernel, "one")
+	f.used = func(m *fake) {
+		if f.clock.now().Before(until) {
+			t.Errorf("machine %s was granted it in the freeze", m.id)
+		}
+	}
+	f.run(13, func() bool { return false })
+	if out := f.checkIn(f.machines[0]); f.only().Stage > 1 {
+		t.Errorf("the freeze was over just now, and the rollout is at %s: %q", f.only().State, out.Reason)
+	}
+	f.run(60, func() bool { return f.running() == len(f.machines) })
+	if f.running() != len(f.machines) {
+		t.Errorf("%d machines run it long after the freeze", f.running())
+	}
+}
+
+// TestTinyFleetIsNotKeptWaiting has one machine under the default policy.
+func TestTinyFleetIsNotKeptWaiting(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 1, 0)
+	f.RolloutPolicy = "default"
+	f.publish(t, kernel, "one")
+	f.run(3, func() bool { return f.running() == 1 })
+	if f.running() != 1 {
+		t.Errorf("the only machine waits for others: %+v", f.only())
+	}
+}
+
+func TestOperatorsVerbs(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 10, 0)
+	ctx := t.Context()
+	one := livepatch.Version{Major: 1, Minor: 1}
+	must(t, f.operator.PlanRollout(ctx, kernel.Target(), one, api.Plan{Hold: true}))
+	lp := f.publish(t, kernel, "one")
+	if lp.Version != one {
+		t.Fatalf("published as %s", lp.Version)
+	}
+	id := f.only().ID
+	do := func(verb, reason string, want livepatch.Code, state rollout.State) {
+		t.Helper()
+		_, err := f.operator.Operate(ctx, id, verb, reason)
+		if livepatch.CodeOf(err) != want {
+			t.Errorf("%s: %v, want code %q", verb, err, want)
+		}
+		if r := f.only(); r.State != state {
+			t.Errorf("after %s it is %s, want %s", verb, r.State, state)
+		}
+	}
+	do("pause", "why not", livepatch.CodeConflict, rollout.Staged)
+	do("start", "", "", rollout.Canary)
+	do("pause", "", livepatch.CodeInvalid, rollout.Canary)
+	do("pause", "lunch", "", rollout.Canary)
+	if out := f.checkIn(f.machines[0]); out.Grant != nil || !strings.Contains(out.Reason, "lunch") {
+		t.Errorf("while paused a machine is told %+v", out)
+	}
+	do("resume", "back", "", rollout.Canary)
+	do("promote", "it is fine", "", rollout.Early)
+	do("halt", "it is not", "", rollout.Halted)
+	do("halt", "again", "", rollout.Halted)
+	f.wantAudit("rollout.halt", "operator ann")
+	do("resume", "was the rack's power", "", rollout.Early)
+	do("expedite", "exploited in the wild", "", rollout.General)
+	do("dance", "x", livepatch.CodeInvalid, rollout.General)
+	if out := f.checkIn(f.machines[0]); out.Grant == nil {
+		t.Errorf("after the expedition a machine is told %+v", out)
+	}
+	f.withdraw(t, kernel, one)
+	do("resume", "no", livepatch.CodeConflict, rollout.Withdrawn)
+	_, err := f.operator.Operate(ctx, "nonsense", "halt", "x")
+	wantCode(t, err, livepatch.CodeNotFound)
+	h, err := f.operator.PatchHealth(ctx, kernel.Target(), one)
+	must(t, err)
+	if h.Rollout == nil || h.Rollout.State != rollout.Withdrawn || h.Machines["void"] != 1 {
+		t.Errorf("the patch's health is %+v", h)
+	}
+}
+
+func TestPolicies(t *testing.T) {
+	t.Parallel()
+	f := newServer(t, nil)
+	ctx := t.Context()
+	all, err := f.operator.Policies(ctx)
+	must(t, err)
+	if len(all) != 2 || all[0].Name != "default" || all[1].Name != "everybody" {
+		t.Errorf("built-in policies are %+v", all)
+	}
+	p := rollout.DefaultPolicy()
+	p.Watch = rollout.Duration(time.Hour)
+	next, err := f.operator.SetPolicy(ctx, p)
+	must(t, err)
+	again, err := f.operator.Policy(ctx, "default")
+	must(t, err)
+	if next.Version != 2 || again.Version != 2 || again.Watch != p.Watch {
+		t.Errorf("changed, it is version %d, then %d", next.Version, again.Version)
+	}
+	_, err = f.operator.SetPolicy(ctx, p)
+	wantCode(t, err, livepatch.CodeConflict, "version 2")
+	if same, err := f.operator.SetPolicy(ctx, next); err != nil || same.Version != 2 {
+		t.Errorf("unchanged, it is version %d (%v)", same.Version, err)
+	}
+	p.Version, p.Stages = 2, p.Stages[:2]
+	_, err = f.operator.SetPolicy(ctx, p)
+	wantCode(t, err, livepatch.CodeInvalid, "general")
+	_, err = f.operator.Policy(ctx, "nonsense")
+	wantCode(t, err, livepatch.CodeNotFound)
+	err = f.operator.PlanRollout(ctx, kernel.Target(), livepatch.Version{Major: 1, Minor: 1}, api.Plan{Policy: "nonsense"})
+	wantCode(t, err, livepatch.CodeNotFound, "nonsense")
+	err = f.operator.PlanRollout(ctx, kernel.Target(), livepatch.Version{Major: 1, Minor: 1}, api.Plan{Expedite: true})
+	wantCode(t, err, livepatch.CodeInvalid, "reason")
+}
