@@ -112,6 +112,11 @@ func TestOwnCode(t *testing.T) {
 	if a := verdict(one); a.Verdict == rollout.Harmful || one.Suspected.IsZero() {
 		t.Errorf("one crash: %s, suspected %v", a.Summary, one.Suspected)
 	}
+	lax := rollout.NewJudge(rollout.Judging{FalseHalts: 0.01})
+	lax.Observe(few("m1", true))
+	if a := verdict(lax); a.Verdict != rollout.Harmful {
+		t.Errorf("one crash, with a promise of 1 %%: %s at %g", a.Summary, a.Evidence)
+	}
 	if a := verdict(judged(few("m1", true), few("m2", true))); a.Verdict != rollout.Harmful || !strings.Contains(a.Summary, "own code") {
 		t.Errorf("two crashes: %s at %g", a.Summary, a.Evidence)
 	}
@@ -256,6 +261,7 @@ func TestFalseHalts(t *testing.T) {
 					}
 				}
 			}
+			t.Logf("%d of %d harmless rollouts were halted", halted, rollouts)
 			// Three standard deviations above the promise.
 			if most := promise*rollouts + 3*math.Sqrt(promise*(1-promise)*rollouts); float64(halted) > most {
 				t.Errorf("%d of %d harmless rollouts were halted, want at most %.0f", halted, rollouts, most)
