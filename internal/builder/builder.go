@@ -336,6 +336,9 @@ func (b *build) describe() {
 		for _, p := range u.result.Changed {
 			b.report.Functions = append(b.report.Functions, Function{Name: p.Old.Name, Object: name, Kind: "changed"})
 		}
+		for _, name := range u.newExports() {
+			b.report.Notes = append(b.report.Notes, u.source+" exports "+name+", which only the files of this fix can use")
+		}
 		for _, it := range u.result.AddressTaken() {
 			b.report.Notes = append(b.report.Notes, u.source+" takes the address of the new function "+it.Name+": if anything keeps it, the livepatch may be disabled but not removed")
 		}

@@ -79,9 +79,7 @@ func applyFix(ctx context.Context, run Runner, tree, work string, diffs [][]byte
 			return nil, refuse(elfdiff.ReasonApply, strings.Join(files, " "), "", "the fix does not apply to the sources of this kernel: "+rejected(ee.Output),
 				"Take the fix as the distribution backported it to this kernel.")
 		}
-		for _, c := range cveRE.FindAllString(string(d), -1) {
-			f.cves = append(f.cves, c)
-		}
+		f.cves = append(f.cves, cveRE.FindAllString(string(d), -1)...)
 	}
 	slices.Sort(f.cves)
 	f.cves = slices.Compact(f.cves)

@@ -37,7 +37,6 @@ type shippedSymbol struct {
 	section *elfobj.Section
 	address uint64
 	global  bool
-	code    bool
 }
 
 func (o *object) index() {
@@ -71,7 +70,7 @@ func (o *object) global(name string) (int, bool) {
 	return 0, false
 }
 
-// code returns size bytes at a place of the object, nil where it has none.
+// bytes returns size bytes at a place of the object, nil where it has none.
 func (o *object) bytes(section *elfobj.Section, address, size uint64) []byte {
 	if section == nil {
 		for _, s := range o.file.Sections {
@@ -128,8 +127,7 @@ func openKernel(s *Shipped) (*kernel, error) {
 	k := &kernel{shipped: s, modules: map[string]*object{}, vmlinux: &object{name: "vmlinux", file: file}}
 	for _, sym := range syms {
 		k.vmlinux.symbols = append(k.vmlinux.symbols, shippedSymbol{
-			name: sym.Name, address: sym.Address, code: sym.Type == 't' || sym.Type == 'T',
-			global: sym.Type >= 'A' && sym.Type <= 'Z',
+			name: sym.Name, address: sym.Address, global: sym.Type >= 'A' && sym.Type <= 'Z', // as nm has it
 		})
 	}
 	k.vmlinux.index()
@@ -194,7 +192,7 @@ func (k *kernel) object(ctx context.Context, name string) (*object, error) {
 			continue
 		}
 		o.symbols = append(o.symbols, shippedSymbol{
-			name: s.Name, section: s.Section, address: s.Value, global: s.Bind != elfobj.STB_LOCAL, code: s.Type == elfobj.STT_FUNC,
+			name: s.Name, section: s.Section, address: s.Value, global: s.Bind != elfobj.STB_LOCAL,
 		})
 	}
 	o.index()

@@ -123,6 +123,23 @@ func (u *unit) diff() error {
 	return nil
 }
 
+// newExports lists the symbols that the fix exports and the kernel does not: only the
+// fix's own files can use them.
+func (u *unit) newExports() []string {
+	const prefix = "__ksymtab_"
+	had := map[string]bool{}
+	for _, s := range u.objects[original].Symbols {
+		had[s.Name] = true
+	}
+	var names []string
+	for _, s := range u.objects[patched].Symbols {
+		if name, ok := strings.CutPrefix(s.Name, prefix); ok && !had[s.Name] {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // prove holds the original of every replaced function against the shipped bytes.
 func (u *unit) prove() []Refusal {
 	u.locator = newLocator(u.object, u.objects[plain])
