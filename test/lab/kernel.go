@@ -53,7 +53,13 @@ func (l *Lab) unpacked(ctx context.Context, name string) (string, error) {
 			return err
 		}
 		if _, err := run(ctx, down, nil, "apt-get", "download", "-q", name); err != nil {
-			return err
+			// The lists of what there is may be missing, or older than the package.
+			if _, err := run(ctx, down, nil, "apt-get", "update", "-q"); err != nil {
+				return err
+			}
+			if _, err := run(ctx, down, nil, "apt-get", "download", "-q", name); err != nil {
+				return err
+			}
 		}
 		debs, err := filepath.Glob(filepath.Join(down, "*.deb"))
 		if err != nil || len(debs) != 1 {
