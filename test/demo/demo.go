@@ -196,7 +196,7 @@ func (d *demo) enable(ctx context.Context) (string, error) {
 	if exit.Code != 0 {
 		return "", fmt.Errorf("livepatch config: %s%s", exit.Stdout, exit.Stderr)
 	}
-	d.text("# livepatch config remote-server="+d.service.URL+" ca-certs=@stdin < ca.crt", string(exit.Stdout)+string(exit.Stderr))
+	d.text("# livepatch config remote-server="+d.service.URL+" ca-certs=@stdin < ca.crt", "")
 	out, err := d.host.Shell(ctx, d.token.Enable)
 	if err != nil {
 		return "", err
@@ -229,7 +229,7 @@ func (d *demo) status(ctx context.Context) (string, error) {
 		return out, strings.Contains(out, `"applied"`), err
 	})
 	if err == nil {
-		status, err = d.host.Shell(ctx, "livepatch status")
+		status, err = d.host.Shell(ctx, "livepatch -q status")
 	}
 	d.text("# livepatch status", status)
 	return "applied, livepatch 1.1", err
@@ -299,7 +299,7 @@ func (d *demo) seeUnpatched(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	status, err := d.host.Shell(ctx, "livepatch status")
+	status, err := d.host.Shell(ctx, "livepatch -q status")
 	d.text("# livepatch status", status)
 	return "the module is gone", err
 }

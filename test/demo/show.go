@@ -60,7 +60,7 @@ func (s *show) step(name string, do func() (proof string, err error)) error {
 func (s *show) summary(err error) {
 	fmt.Fprintf(s.out, "\nSummary\n")
 	for _, st := range s.steps {
-		fmt.Fprintf(s.out, "  ok   %6.1f s  %-46s %s\n", st.took.Seconds(), st.name, st.proof)
+		fmt.Fprintf(s.out, "  ok   %6.1f s  %-50s %s\n", st.took.Seconds(), st.name, st.proof)
 	}
 	if err != nil {
 		fmt.Fprintf(s.out, "  FAIL           %v\n", err)
