@@ -129,6 +129,11 @@ func (b *build) run(ctx context.Context) ([]byte, error) {
 func (b *build) prepare(ctx context.Context) error {
 	defer stopwatch(b.Now, &b.report.Seconds.Prepare)()
 	b.Progress("prepare")
+	unlock, err := lock(filepath.Join(b.Cache, "build.lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	packages := &Packages{Run: b.Run, Dir: b.Cache, Offline: b.Offline}
 	shipped, err := packages.Kernel(ctx, b.req.Release)
 	if err != nil {

@@ -223,7 +223,12 @@ func (t *Tree) Commands(ctx context.Context, sources []string) (cmds map[string]
 	for _, src := range missing {
 		objects = append(objects, strings.TrimSuffix(src, ".c")+".o")
 	}
+	unlock, err := lock(filepath.Join(t.Dir, ".livepatch-lock"))
+	if err != nil {
+		return nil, nil, err
+	}
 	makeErr := t.make(ctx, append([]string{"-k"}, objects...)...)
+	unlock()
 	if ctx.Err() != nil {
 		return nil, nil, ctx.Err()
 	}
