@@ -71,7 +71,7 @@ livepatch-admin machine list`),
 	c.AddCommand(
 		p.account(), p.token(), p.machine(),
 		p.build(), p.publish(), p.patch(), p.inspect(),
-		p.rollout(),
+		p.rollout(), p.policy(), p.report(),
 		p.keys(), p.sign(), p.signModule(),
 		p.audit(), p.version(),
 	)

@@ -35,6 +35,7 @@ type publishFlags struct {
 	signModule bool
 	fewer      bool
 	dryRun     bool
+	plan       api.Plan
 }
 
 // published is the result of publish.
@@ -71,6 +72,12 @@ livepatch-admin publish lp.ko --fixes CVE-2026-1234:high,CVE-2026-1300:critical 
 			if len(f.fixes) == 0 {
 				return cli.Usagef(c, "say what the module fixes: --fixes CVE-2026-1234:high")
 			}
+			if f.plan.Expedite && f.plan.Reason == "" {
+				return cli.Usagef(c, "say why it is expedited: --reason TEXT; it goes to the audit log")
+			}
+			if f.plan.Expedite && f.plan.Hold {
+				return cli.Usagef(c, "a rollout is either held (--hold) or expedited (--expedite)")
+			}
 			return cannot("publish "+filepath.Base(args[0]), p.runPublish(c.Context(), args[0], f))
 		},
 	}
@@ -84,6 +91,10 @@ livepatch-admin publish lp.ko --fixes CVE-2026-1234:high,CVE-2026-1300:critical 
 	fl.StringVar(&f.version, "version", "", "`VERSION` to publish it as (default the next major version)")
 	fl.BoolVar(&f.signModule, "sign-module", false, "append a signature that kernels check, made with the key of 'keys module-cert'")
 	fl.BoolVar(&f.fewer, "allow-fewer-fixes", false, "publish although an earlier version fixes what this one does not")
+	fl.StringVar(&f.plan.Policy, "policy", "", "roll it out under the policy of this `NAME` (default the server's setting rollout-policy)")
+	fl.BoolVar(&f.plan.Hold, "hold", false, "publish it, and let nobody have it until 'rollout start'")
+	fl.BoolVar(&f.plan.Expedite, "expedite", false, "offer it to everybody at once, in freezes too; wants --reason")
+	fl.StringVar(&f.plan.Reason, "reason", "", "why it is expedited, in a sentence for the audit log")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "check everything, show what would be published, and stop")
 	return c
 }
@@ -302,6 +313,9 @@ func (w *publishing) change(ctx context.Context, v *stream.View) (*stream.Pendin
 	if err := w.upload(ctx); err != nil {
 		return nil, err
 	}
+	if err := w.plan(ctx); err != nil {
+		return nil, err
+	}
 	w.progress.Step("signing and publishing")
 	return v.SetCatalogue(cat, fmt.Sprintf("publish %s of %s", w.lp.Version, w.kernel.Release), stream.Lifetimes{}, w.p.now())
 }
@@ -344,6 +358,17 @@ func (w *publishing) place(cat livepatch.Catalogue) error {
 	return nil
 }
 
+// plan tells the server how this version is to be rolled out once it is public:
+// also when somebody else gives the last signature.
+func (w *publishing) plan(ctx context.Context) error {
+	plan := w.flags.plan
+	plan.Module = w.lp.Module.SHA256
+	if !plan.Expedite {
+		plan.Reason = ""
+	}
+	return w.s.api.PlanRollout(ctx, w.kernel, w.lp.Version, plan)
+}
+
 // upload sends archive and source, once.
 func (w *publishing) upload(ctx context.Context) error {
 	if w.uploaded {
@@ -384,7 +409,7 @@ func (p *program) tellPublished(r published) error {
 	case r.DryRun:
 		return p.s.Printf("Dry run: nothing was uploaded or published.")
 	}
-	return p.tell(r.submission, fmt.Sprintf("Published livepatch %s for %s.", r.Livepatch.Version, r.Kernel.Release))
+	return p.tell(r.submission, fmt.Sprintf("Published livepatch %s for %s.\nHow it fares: livepatch-admin rollout show %s %s", r.Livepatch.Version, r.Kernel.Release, r.Kernel.Release, r.Livepatch.Version))
 }
 
 func functions(m livepatch.Module) string {

@@ -303,7 +303,9 @@ func (p *program) buildOperator(ctx context.Context, dir string, o initOptions) 
 }
 
 func serverYAML(o initOptions) map[string]string {
-	values := map[string]string{"listen": o.listen, "public-url": o.publicURL}
+	// The first machines of a new installation are to get what is published at once;
+	// docs/operations.md says when to go on to stages.
+	values := map[string]string{"listen": o.listen, "public-url": o.publicURL, "rollout-policy": "everybody"}
 	if o.tlsCert != "" {
 		values["tls-cert"], values["tls-key"] = o.tlsCert, o.tlsKey
 	}

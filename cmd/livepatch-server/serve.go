@@ -78,6 +78,10 @@ func (p *program) runServe(ctx context.Context, s settings) (err error) {
 	if err != nil {
 		return livepatch.Errorf(livepatch.CodeUnavailable, "nothing can listen on %s: %w", s.Listen, err)
 	}
+	var webhook *server.Webhook
+	if s.WebhookURL != "" {
+		webhook = server.NewWebhook(s.WebhookURL, s.WebhookSecret)
+	}
 	srv := server.New(server.Options{
 		Store: db, Blobs: blobs, Stream: &stream.Publisher{Store: blobs, Keys: online, Spare: spare, Now: p.now},
 		Log: log, Now: p.now, Version: cli.Version(),
@@ -85,6 +89,7 @@ func (p *program) runServe(ctx context.Context, s settings) (err error) {
 		KeepAlive:      func() time.Duration { return jitter(s.KeepAlive) },
 		BehindProxy:    s.PlainHTTP,
 		EnrolPerMinute: s.EnrolPerMinute, CheckInterval: s.CheckInterval,
+		RolloutPolicy: s.RolloutPolicy, Webhook: webhook,
 	})
 	return srv.Serve(ctx, listener, conf, func() {
 		log.Info("serving", "listen", listener.Addr().String(), "public-url", srv.PublicURL, "version", cli.Version())

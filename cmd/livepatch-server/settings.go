@@ -34,10 +34,13 @@ type settings struct {
 	KeepAlive      time.Duration
 	EnrolPerMinute int
 	LogLevel       slog.Level
+	RolloutPolicy  string
+	WebhookURL     string
+	WebhookSecret  string
 }
 
 func defaults() settings {
-	return settings{Listen: ":8443", CheckInterval: time.Hour, KeepAlive: 30 * time.Second, EnrolPerMinute: 30}
+	return settings{Listen: ":8443", CheckInterval: time.Hour, KeepAlive: 30 * time.Second, EnrolPerMinute: 30, RolloutPolicy: "default"}
 }
 
 // key is one setting: its name in file and flag, and in capitals with underscores
@@ -67,6 +70,12 @@ func keys() []key {
 			func(s settings) string { return s.KeepAlive.String() }, func(s *settings, v string) (err error) { s.KeepAlive, err = time.ParseDuration(v); return err }},
 		{"enrol-per-minute", "how many enrolments one address may try in a minute",
 			func(s settings) string { return strconv.Itoa(s.EnrolPerMinute) }, func(s *settings, v string) (err error) { s.EnrolPerMinute, err = strconv.Atoi(v); return err }},
+		{"rollout-policy", "policy of livepatches that are published without --policy: default (stages), everybody (all at once) or one of yours",
+			func(s settings) string { return s.RolloutPolicy }, func(s *settings, v string) error { s.RolloutPolicy = v; return nil }},
+		{"webhook-url", "where halts and suspicions are posted, as JSON",
+			func(s settings) string { return s.WebhookURL }, func(s *settings, v string) error { s.WebhookURL = v; return nil }},
+		{"webhook-secret", "key of the webhook's signature, at least 16 bytes; best set in the environment. Not shown",
+			func(s settings) string { return "" }, func(s *settings, v string) error { s.WebhookSecret = v; return nil }},
 		{"log-level", "debug (every request), info, warn or error",
 			func(s settings) string { return strings.ToLower(s.LogLevel.String()) }, func(s *settings, v string) error { return s.LogLevel.UnmarshalText([]byte(v)) }},
 	}
@@ -259,12 +268,25 @@ func (s settings) validate() error {
 	case s.EnrolPerMinute < 1:
 		return livepatch.Errorf(livepatch.CodeInvalid, "enrol-per-minute %d is below 1", s.EnrolPerMinute)
 	}
-	if s.PublicURL == "" {
-		return nil
-	}
-	u, err := url.Parse(s.PublicURL)
-	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+	if s.PublicURL != "" && !isURL(s.PublicURL) {
 		return livepatch.Errorf(livepatch.CodeInvalid, "public-url %q is not of the form https://livepatch.example.com:8443", s.PublicURL)
 	}
+	return s.validateRollouts()
+}
+
+func (s settings) validateRollouts() error {
+	switch {
+	case s.RolloutPolicy == "":
+		return livepatch.Errorf(livepatch.CodeInvalid, "rollout-policy is empty; name a policy, default or everybody")
+	case s.WebhookURL != "" && !isURL(s.WebhookURL):
+		return livepatch.Errorf(livepatch.CodeInvalid, "webhook-url %q is not of the form https://alerts.example.com/livepatch", s.WebhookURL)
+	case s.WebhookURL != "" && len(s.WebhookSecret) < 16:
+		return livepatch.Errorf(livepatch.CodeInvalid, "webhook-secret has less than 16 bytes; without a good one the receiver cannot tell who posts")
+	}
 	return nil
+}
+
+func isURL(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.Host != "" && (u.Scheme == "https" || u.Scheme == "http")
 }

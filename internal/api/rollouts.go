@@ -41,6 +41,9 @@ type Order struct {
 // body of PUT /v1/plans/{release}/{arch}/{version}. It is made before the version
 // is published, and followed when it becomes public.
 type Plan struct {
+	// Module is the SHA-256 of the module in hex: the plan is for no other that may be
+	// published under the same version.
+	Module string `json:"module"`
 	// Policy is the name of a policy; empty is the server's own choice.
 	Policy string `json:"policy,omitempty"`
 	// Hold leaves the rollout staged until an operator starts it.

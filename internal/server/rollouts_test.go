@@ -1,6 +1,8 @@
 package server
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -420,7 +422,7 @@ func TestOperatorsVerbs(t *testing.T) {
 	f := newFleet(t, 10, 0)
 	ctx := t.Context()
 	one := livepatch.Version{Major: 1, Minor: 1}
-	must(t, f.operator.PlanRollout(ctx, kernel.Target(), one, api.Plan{Hold: true}))
+	must(t, f.operator.PlanRollout(ctx, kernel.Target(), one, api.Plan{Module: digest("one"), Hold: true}))
 	lp := f.publish(t, kernel, "one")
 	if lp.Version != one {
 		t.Fatalf("published as %s", lp.Version)
@@ -493,8 +495,13 @@ func TestPolicies(t *testing.T) {
 	wantCode(t, err, livepatch.CodeInvalid, "general")
 	_, err = f.operator.Policy(ctx, "nonsense")
 	wantCode(t, err, livepatch.CodeNotFound)
-	err = f.operator.PlanRollout(ctx, kernel.Target(), livepatch.Version{Major: 1, Minor: 1}, api.Plan{Policy: "nonsense"})
+	err = f.operator.PlanRollout(ctx, kernel.Target(), livepatch.Version{Major: 1, Minor: 1}, api.Plan{Module: digest("one"), Policy: "nonsense"})
 	wantCode(t, err, livepatch.CodeNotFound, "nonsense")
-	err = f.operator.PlanRollout(ctx, kernel.Target(), livepatch.Version{Major: 1, Minor: 1}, api.Plan{Expedite: true})
+	err = f.operator.PlanRollout(ctx, kernel.Target(), livepatch.Version{Major: 1, Minor: 1}, api.Plan{Module: digest("one"), Expedite: true})
 	wantCode(t, err, livepatch.CodeInvalid, "reason")
+}
+
+func digest(module string) string {
+	sum := sha256.Sum256([]byte(module))
+	return hex.EncodeToString(sum[:])
 }

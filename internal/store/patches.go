@@ -127,7 +127,7 @@ func (s *Store) putPatch(ctx context.Context, tx *sql.Tx, as PendingPublication,
 		if err := audit(ctx, tx, s.now(), as.Actor, "patch.publish", object, p.Module.Name); err != nil || p.Withdrawn != nil {
 			return err
 		}
-		return s.stage(ctx, tx, as.Actor, cmp.Or(as.Policy, rollout.Everybody().Name), k, p.Version)
+		return s.stage(ctx, tx, as.Actor, cmp.Or(as.Policy, rollout.Everybody().Name), k, p)
 	case p.Withdrawn != nil && before.Withdrawn == nil:
 		if err := s.withdrawRollout(ctx, tx, as.Actor, k, p); err != nil {
 			return err

@@ -105,6 +105,9 @@ func (s *Store) PlanRollout(ctx context.Context, actor string, k livepatch.Kerne
 	if p.Expedite && p.Hold {
 		return livepatch.Errorf(livepatch.CodeInvalid, "a rollout is either held or expedited")
 	}
+	if p.Module == "" {
+		return livepatch.Errorf(livepatch.CodeInvalid, "a plan names the module that it is for by its SHA-256")
+	}
 	body, err := json.Marshal(p)
 	if err != nil {
 		return fmt.Errorf("encode plan: %w", err)
@@ -122,12 +125,12 @@ func (s *Store) PlanRollout(ctx context.Context, actor string, k livepatch.Kerne
 		if n > 0 {
 			return livepatch.Errorf(livepatch.CodeConflict, "livepatch %s of %s is public already; its rollout is changed with 'livepatch-admin rollout'", v, k)
 		}
-		if p == (api.Plan{}) {
-			_, err := tx.ExecContext(ctx, `DELETE FROM plans WHERE release = $1 AND arch = $2 AND version = $3`, k.Release, k.Arch, v.String())
+		if p == (api.Plan{Module: p.Module}) { // nothing special, whatever was planned before
+			_, err := tx.ExecContext(ctx, `DELETE FROM plans WHERE release = $1 AND arch = $2 AND version = $3 AND module = $4`, k.Release, k.Arch, v.String(), p.Module)
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO plans (release, arch, version, body) VALUES ($1, $2, $3, $4)
-			ON CONFLICT (release, arch, version) DO UPDATE SET body = excluded.body`, k.Release, k.Arch, v.String(), string(body))
+		_, err := tx.ExecContext(ctx, `INSERT INTO plans (release, arch, version, module, body) VALUES ($1, $2, $3, $4, $5)
+			ON CONFLICT (release, arch, version, module) DO UPDATE SET body = excluded.body`, k.Release, k.Arch, v.String(), p.Module, string(body))
 		if err != nil {
 			return fmt.Errorf("keep plan: %w", err)
 		}
@@ -135,11 +138,14 @@ func (s *Store) PlanRollout(ctx context.Context, actor string, k livepatch.Kerne
 	})
 }
 
-// takePlan returns the plan for a version, which is the zero Plan when there is
-// none, and forgets it.
-func takePlan(ctx context.Context, tx *sql.Tx, k livepatch.KernelTarget, v livepatch.Version) (api.Plan, error) {
-	p, err := scanJSON[api.Plan](tx.QueryRowContext(ctx, `DELETE FROM plans WHERE release = $1 AND arch = $2 AND version = $3 RETURNING body`,
-		k.Release, k.Arch, v.String()).Scan)
+// takePlan returns the plan for what was published, which is the zero Plan when
+// there is none, and forgets all plans for its version.
+func takePlan(ctx context.Context, tx *sql.Tx, k livepatch.KernelTarget, lp livepatch.Livepatch) (api.Plan, error) {
+	p, err := scanJSON[api.Plan](tx.QueryRowContext(ctx, `SELECT body FROM plans WHERE release = $1 AND arch = $2 AND version = $3 AND module = $4`,
+		k.Release, k.Arch, lp.Version.String(), lp.Module.SHA256).Scan)
+	if _, err := tx.ExecContext(ctx, `DELETE FROM plans WHERE release = $1 AND arch = $2 AND version = $3`, k.Release, k.Arch, lp.Version.String()); err != nil {
+		return p, err
+	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return api.Plan{}, nil
 	}

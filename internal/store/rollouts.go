@@ -17,8 +17,9 @@ import (
 // stage makes the rollout of a patch that has just become public, under its plan
 // and else under the policy of the server's choice, and starts it unless the plan
 // holds it.
-func (s *Store) stage(ctx context.Context, tx *sql.Tx, actor, choice string, k livepatch.KernelTarget, v livepatch.Version) error {
-	plan, err := takePlan(ctx, tx, k, v)
+func (s *Store) stage(ctx context.Context, tx *sql.Tx, actor, choice string, k livepatch.KernelTarget, lp livepatch.Livepatch) error {
+	v := lp.Version
+	plan, err := takePlan(ctx, tx, k, lp)
 	if err != nil {
 		return fmt.Errorf("read plan: %w", err)
 	}

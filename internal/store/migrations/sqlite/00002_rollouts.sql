@@ -10,13 +10,14 @@ CREATE TABLE policies (
     PRIMARY KEY (name, version)
 );
 
--- How a version that is not public yet is to be rolled out.
+-- How a version that is not public yet is to be rolled out, if this module becomes it.
 CREATE TABLE plans (
     release TEXT NOT NULL,
     arch    TEXT NOT NULL,
     version TEXT NOT NULL,
+    module  TEXT NOT NULL,
     body    TEXT NOT NULL,
-    PRIMARY KEY (release, arch, version)
+    PRIMARY KEY (release, arch, version, module)
 );
 
 -- body is a rollout.Rollout and changes with revision; state repeats a part of it.
