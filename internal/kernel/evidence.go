@@ -54,15 +54,11 @@ func judge(incidents []Incident, gained Taint) Evidence {
 	case gained != 0:
 		e.Kind, e.Signature = livepatch.ReportWarned, "taint:"+gained.String()
 	}
-	for _, kind := range []livepatch.ReportKind{livepatch.ReportOopsed, livepatch.ReportWarned} {
-		i := slices.IndexFunc(incidents, func(in Incident) bool { return in.Kind == kind })
-		if i >= 0 {
-			if e.Kind != livepatch.ReportOopsed {
-				e.Kind = kind
-			}
-			e.Signature, e.Text = incidents[i].Signature, incidents[i].Text
-			break
+	if i := gravest(incidents); i != nil {
+		if e.Kind != livepatch.ReportOopsed {
+			e.Kind = i.Kind
 		}
+		e.Signature, e.Text = i.Signature, i.Text
 	}
 	return e
 }
@@ -72,7 +68,7 @@ type CrashRecord struct {
 	// Path is where it lies.
 	Path string
 	At   time.Time
-	// Text is its end, at most livepatch.MaxEvidence bytes.
+	// Text and Signature are as LastWords has them.
 	Text      string
 	Signature string
 }
@@ -113,12 +109,37 @@ func readCrash(path string, since time.Time) (CrashRecord, bool) {
 		return CrashRecord{}, false
 	}
 	r := CrashRecord{Path: path, At: info.ModTime().UTC()}
-	log := parseDump(string(b))
-	if found := Incidents(log); len(found) > 0 {
-		r.Signature = found[0].Signature
-	}
-	r.Text = tail(log, livepatch.MaxEvidence)
+	r.Signature, r.Text = LastWords(string(b))
 	return r, true
+}
+
+// LastWords are the signature of the gravest incident at the end of a boot's kernel
+// log, and at most livepatch.MaxEvidence bytes of the log: its end, or where that
+// would cut the incident off, what follows the incident's first line. There the
+// registers and the trace are. Without an incident the signature is empty. Lines may
+// be as pstore or as journalctl -o cat has them.
+func LastWords(dump string) (signature, words string) {
+	log := parseDump(dump)
+	words = tail(log, livepatch.MaxEvidence)
+	i := gravest(Incidents(log))
+	if i == nil {
+		return "", words
+	}
+	if !strings.Contains(words, i.Text) {
+		words = text(log[i.Seq:], livepatch.MaxEvidence) // parseDump numbers from 0
+	}
+	return i.Signature, words
+}
+
+// gravest is the first oops, else the first warning, else nil: what comes after an
+// oops mostly comes of it.
+func gravest(incidents []Incident) *Incident {
+	for _, kind := range []livepatch.ReportKind{livepatch.ReportOopsed, livepatch.ReportWarned} {
+		if i := slices.IndexFunc(incidents, func(in Incident) bool { return in.Kind == kind }); i >= 0 {
+			return &incidents[i]
+		}
+	}
+	return nil
 }
 
 // parseDump reads a log as pstore keeps it: a heading ("Panic#1 Part1") and lines

@@ -185,3 +185,32 @@ func TestTaintString(t *testing.T) {
 		}
 	}
 }
+
+// TestLastWordsKeepTheIncident: the machine lived on after the oops and logged more
+// than a report can carry; where it crashed is what is kept.
+func TestLastWordsKeepTheIncident(t *testing.T) {
+	t.Parallel()
+	noise := strings.Repeat("eth0: link is "+strings.Repeat("x", 80)+"\n", 300)
+	oops := strings.Join(kerneltest.OopsLines("tcp_ack+0x1b"), "\n") + "\n"
+	for name, tt := range map[string]struct{ log, signature string }{
+		"long ago":             {noise + oops + noise, "rip:tcp_ack+0x1b"},
+		"at the end":           {noise + oops, "rip:tcp_ack+0x1b"},
+		"a warning before":     {strings.Join(kerneltest.WarnLines("slow+0x1"), "\n") + "\n" + noise + oops + noise, "rip:tcp_ack+0x1b"},
+		"panic comes of it":    {oops + "Kernel panic - not syncing: Fatal exception\n", "rip:tcp_ack+0x1b"},
+		"larger than a report": {noise + strings.Replace(oops, "Call Trace:\n", "Call Trace:\n"+noise, 1) + noise, "rip:tcp_ack+0x1b"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			signature, words := kernel.LastWords(tt.log)
+			if signature != tt.signature || !strings.Contains(words, "RIP: 0010:tcp_ack+0x1b") || !strings.Contains(words, "Call Trace:") {
+				t.Errorf("signature %q, words begin with %.200q", signature, words)
+			}
+			if len(words) > livepatch.MaxEvidence {
+				t.Errorf("%d bytes", len(words))
+			}
+		})
+	}
+	if signature, words := kernel.LastWords(noise); signature != "" || !strings.HasSuffix(noise, words) || len(words) < livepatch.MaxEvidence/2 {
+		t.Errorf("without an incident: %q and %d bytes", signature, len(words))
+	}
+}

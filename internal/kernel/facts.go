@@ -28,6 +28,10 @@ type Facts struct {
 	Uptime time.Duration
 	// CPUModel is free text; empty where /proc/cpuinfo has none.
 	CPUModel string
+	// Hardware is the system's vendor and model, "Dell Inc. PowerEdge R650"; Virt
+	// the hypervisor, "kvm", "vmware", "xen", "hyperv", "qemu", "none" and others.
+	// Both at most MaxHardware bytes, and empty when not known.
+	Hardware, Virt string
 	// MachineID is /etc/machine-id, 32 hex digits (machine-id(5)); may be empty.
 	MachineID string
 	Taint     Taint
@@ -77,7 +81,10 @@ func (s *System) Inspect() (Facts, error) {
 	if notes, err := s.read("sys/kernel/notes"); err == nil {
 		f.Kernel.BuildID, _ = livepatch.BuildIDFromNotes(notes, binary.NativeEndian)
 	}
-	f.CPUModel = parseCPUModel(s.line("proc/cpuinfo"))
+	cpuinfo := s.line("proc/cpuinfo")
+	f.CPUModel = parseCPUModel(cpuinfo)
+	f.Hardware = s.hardware()
+	f.Virt = s.virt(cpuinfo, f.Hardware)
 	f.Uptime = parseUptime(s.line("proc/uptime"))
 	f.BootTime = parseBootTime(s.line("proc/stat"))
 	f.Root, f.CapSysModule = parseRights(s.line("proc/self/status"))
