@@ -10,8 +10,8 @@ import (
 )
 
 func (p *program) machine() *cobra.Command {
-	return group("machine", "List, show and remove enrolled machines",
-		p.machineList(), p.machineShow(), p.machineRemove())
+	return group("machine", "List, show, place and remove enrolled machines",
+		p.machineList(), p.machineShow(), p.machineTier(), p.machineRemove())
 }
 
 func (p *program) machineList() *cobra.Command {

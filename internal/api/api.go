@@ -57,6 +57,11 @@ type CheckInRequest struct {
 	Suspects []livepatch.Version `json:"suspects,omitempty"`
 	// Problem is what stands in the way on this machine, empty when nothing does.
 	Problem string `json:"problem,omitempty"`
+	// Hardware is the system's vendor and model, Virt the hypervisor below it ("kvm",
+	// "none"); at most 64 bytes each, empty when not known. Machines are compared with
+	// machines of their sort.
+	Hardware string `json:"hardware,omitempty"`
+	Virt     string `json:"virt,omitempty"`
 	// Reports not yet acknowledged, oldest first, at most 32.
 	Reports []livepatch.Report `json:"reports,omitempty"`
 }

@@ -139,3 +139,16 @@ type Alarm struct {
 	Version livepatch.Version      `json:"version"`
 	Change  rollout.StageChange    `json:"change"`
 }
+
+// TierChoice is the body of PUT /v1/machines/{id}/tier.
+type TierChoice struct {
+	// Tier is the first tier that the machine is to be drawn in; empty is what its
+	// plan says. Community machines are canaries in any case.
+	Tier livepatch.Tier `json:"tier"`
+}
+
+// SetTier chooses a machine's first tier and returns the machine as it is then. ref
+// is its id, machine id or host name. Operator credential.
+func (c *Client) SetTier(ctx context.Context, ref string, tier livepatch.Tier) (Machine, error) {
+	return call[Machine](ctx, c, http.MethodPut, "/v1/machines/"+url.PathEscape(ref)+"/tier", TierChoice{Tier: tier})
+}

@@ -126,3 +126,15 @@ func (s *Server) setPolicy(w http.ResponseWriter, r *http.Request, who caller) e
 	}
 	return s.reply(w, http.StatusOK, p)
 }
+
+func (s *Server) setTier(w http.ResponseWriter, r *http.Request, who caller) error {
+	choice, err := decode[api.TierChoice](r)
+	if err != nil {
+		return err
+	}
+	m, err := s.Store.SetTier(r.Context(), who.actor(), r.PathValue("id"), choice.Tier)
+	if err != nil {
+		return err
+	}
+	return s.reply(w, http.StatusOK, m)
+}

@@ -505,3 +505,24 @@ func digest(module string) string {
 	sum := sha256.Sum256([]byte(module))
 	return hex.EncodeToString(sum[:])
 }
+
+func TestOptingIn(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 1, 1)
+	ctx := t.Context()
+	tier := func(m *fake, choice, want livepatch.Tier) {
+		t.Helper()
+		got, err := f.operator.SetTier(ctx, m.id, choice)
+		must(t, err)
+		if out := f.checkIn(m); got.Tier != want || out.Tier != want {
+			t.Errorf("a machine of plan %s that asks for %q is in %s and is told %s, want %s", m.plan, choice, got.Tier, out.Tier, want)
+		}
+	}
+	community, paid := f.machines[0], f.machines[1]
+	tier(paid, "", livepatch.TierGeneral)
+	tier(paid, livepatch.TierCanary, livepatch.TierCanary)
+	tier(paid, livepatch.TierGeneral, livepatch.TierGeneral)
+	tier(community, livepatch.TierGeneral, livepatch.TierCanary)
+	_, err := f.operator.SetTier(ctx, paid.id, "first")
+	wantCode(t, err, livepatch.CodeInvalid, "canary")
+}

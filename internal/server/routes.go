@@ -67,6 +67,7 @@ func (s *Server) routes() []route {
 		{"DELETE /v1/tokens/{id}", operators, kib, quick, s.revokeToken},
 		{"GET /v1/machines", operators, 0, quick, s.listMachines},
 		{"GET /v1/machines/{id}", operators, 0, quick, s.showMachine},
+		{"PUT /v1/machines/{id}/tier", operators, kib, quick, s.setTier},
 		{"DELETE /v1/machines/{id}", operators, kib, quick, s.removeMachine},
 		{"GET /v1/patches", operators, 0, quick, s.listPatches},
 		{"GET /v1/patches/{release}/{arch}/{version}", operators, 0, quick, s.showPatch},

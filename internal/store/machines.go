@@ -135,6 +135,32 @@ func (s *Store) RemoveMachine(ctx context.Context, actor, ref string) (string, e
 	return id, err
 }
 
+// SetTier notes the first tier that a machine's owner asked for: canary, early or
+// general; empty is the plan's own. Community machines are canaries whatever they
+// ask for. ref is as in Machine.
+func (s *Store) SetTier(ctx context.Context, actor, ref string, tier livepatch.Tier) (api.Machine, error) {
+	switch tier {
+	case "", livepatch.TierCanary, livepatch.TierEarly, livepatch.TierGeneral:
+	default:
+		return api.Machine{}, livepatch.Errorf(livepatch.CodeInvalid, "tier %q is not one of canary, early, general", tier)
+	}
+	var m api.Machine
+	err := s.write(ctx, func(tx *sql.Tx) error {
+		var err error
+		if m, err = s.machine(ctx, tx, ref); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `UPDATE machines SET tier = $2 WHERE id = $1`, m.ID, tier); err != nil {
+			return fmt.Errorf("set tier: %w", err)
+		}
+		if m, err = s.machine(ctx, tx, m.ID); err != nil {
+			return err
+		}
+		return audit(ctx, tx, s.now(), actor, "machine.tier", m.ID, fmt.Sprintf("asked for %q, is in %s", tier, m.Tier))
+	})
+	return m, err
+}
+
 // Leave is RemoveMachine by the machine itself; one that is gone already is no
 // error.
 func (s *Store) Leave(ctx context.Context, id string) error {

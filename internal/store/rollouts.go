@@ -118,7 +118,7 @@ func (s *Store) follow(ctx context.Context, tx *sql.Tx, before, next rollout.Rol
 		if err != nil {
 			return err
 		}
-		detail += fmt.Sprintf(" (%d open grants made void)", n)
+		detail += fmt.Sprintf("; open grants made void: %d", n)
 	}
 	return audit(ctx, tx, now, change.Actor, "rollout."+change.Action, rolloutName(next), detail)
 }
