@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"livepatch"
 	"livepatch/internal/api"
 	"livepatch/internal/rollout"
+	"livepatch/internal/store"
 )
 
 // clock is a clock that tests move.
@@ -525,4 +527,87 @@ func TestOptingIn(t *testing.T) {
 	tier(community, livepatch.TierGeneral, livepatch.TierCanary)
 	_, err := f.operator.SetTier(ctx, paid.id, "first")
 	wantCode(t, err, livepatch.CodeInvalid, "canary")
+}
+
+// TestNewsIsJudgedAtOnce has the judge's loop run without a tick: the publication
+// and the crash themselves make it look.
+func TestNewsIsJudgedAtOnce(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 1, 0)
+	f.RolloutPolicy = "default"
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { done <- f.judging(ctx, nil) }()
+	m := f.machines[0]
+	events := f.listen(m)
+	f.publish(t, kernel, "one")
+	for f.checkIn(m).Grant == nil {
+		wait(t, t.Context(), events, "the machine's turn")
+	}
+	cancel()
+	must(t, <-done)
+}
+
+// TestWaitingMachineIsWokenWhenAGrantIsFree has two machines and one place.
+func TestWaitingMachineIsWokenWhenAGrantIsFree(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 2, 0)
+	p := quickly()
+	p.Stages = []rollout.Stage{{Tier: livepatch.TierGeneral, Share: 100, Concurrency: rollout.Limit{Machines: 1}}}
+	_, err := f.operator.SetPolicy(t.Context(), p)
+	must(t, err)
+	first, second := f.machines[0], f.machines[1]
+	one := f.publish(t, kernel, "one")
+	if f.checkIn(first).Grant == nil {
+		t.Fatal("the first machine got no grant")
+	}
+	first.loaded = &livepatch.LoadedPatch{Module: one.Module.Name, Version: one.Version, Enabled: true}
+	f.report(first, livepatch.ReportApplied, one.Version, "")
+	f.checkIn(first)
+	events := f.listen(second)
+	if out := f.checkIn(second); out.Grant != nil || !strings.Contains(out.Reason, "1 machines") {
+		t.Errorf("the second machine is told %+v", out)
+	}
+	must(t, f.JudgeRollouts(t.Context()))
+	f.clock.advance(16 * time.Minute)
+	f.checkIn(first)
+	must(t, f.JudgeRollouts(t.Context()))
+	wait(t, t.Context(), events, "event for the machine that waits")
+	if f.checkIn(second).Grant == nil {
+		t.Error("the woken machine got no grant")
+	}
+	if got := f.only().Progress; got.Healthy != 1 || got.Granted != 1 {
+		t.Errorf("progress is %+v", got)
+	}
+}
+
+// TestHeardOf holds machines with and without an event stream to their clocks, and
+// none to the time in which the server was away.
+func TestHeardOf(t *testing.T) {
+	t.Parallel()
+	c := &clock{t: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
+	f := newServerAt(t, c.now, nil)
+	began := c.now()
+	c.advance(24 * time.Hour)
+	now := c.now()
+	sub := f.hub.subscribe("connected", kernel.Target())
+	left := f.hub.subscribe("left", kernel.Target())
+	f.hub.unsubscribe("left", left)
+	for _, tt := range []struct {
+		id       string
+		seen     time.Time
+		at       time.Time
+		patience time.Duration
+	}{
+		{"connected", now.Add(-5 * time.Hour), now, 0},
+		{"left", now.Add(-5 * time.Hour), now, 20 * time.Minute},
+		{"polls", now.Add(-time.Minute), now.Add(-time.Minute), 95 * time.Minute},
+		{"from before the server began", began.Add(-time.Hour), began.Add(-time.Hour), 155 * time.Minute},
+	} {
+		got := f.heardOf(store.Member{Machine: rollout.Machine{ID: tt.id}, LastSeen: tt.seen}, now)
+		if !got.at.Equal(tt.at) || got.until.Sub(got.at) != tt.patience {
+			t.Errorf("%s: heard of at %v, may be silent for %v; want %v and %v", tt.id, got.at, got.until.Sub(got.at), tt.at, tt.patience)
+		}
+	}
+	f.hub.unsubscribe("connected", sub)
 }
