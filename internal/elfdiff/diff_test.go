@@ -188,3 +188,20 @@ func parse(b []byte) *elfdiff.Graph {
 	}
 	return g
 }
+
+// Only what keeps an address counts as taking it: calls of local functions look much
+// the same to the linker.
+func TestAddressTakenIsNotACall(t *testing.T) {
+	t.Parallel()
+	r := elfdiff.Diff(graph(t, "basic.old.o"), graph(t, "basic.new.o"))
+	if taken := r.AddressTaken(); len(taken) > 0 {
+		t.Errorf("the address of %s counts as taken, but it is only called", names(taken))
+	}
+	for _, p := range r.Changed {
+		for _, ref := range p.New.Refs {
+			if want := p.New.Name != "pointer" || ref.Target.Name != "changed"; ref.Target.Kind == elfdiff.Function && p.New.Calls(ref) != want {
+				t.Errorf("%s calls %s: %v, want %v", p.New.Name, ref.Target.Name, !want, want)
+			}
+		}
+	}
+}

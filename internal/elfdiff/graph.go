@@ -86,6 +86,25 @@ func (it *Item) Writable() bool {
 	return it.Section != nil && it.Section.Flags&elfobj.SHF_WRITE != 0
 }
 
+// Calls tells whether the reference is that of a call or jump instruction, as opposed
+// to one that takes an address. The assembler writes R_X86_64_PLT32 for global
+// functions and R_X86_64_PC32, as for any operand, for local ones.
+func (it *Item) Calls(r Ref) bool {
+	if r.Type == elfobj.R_X86_64_PLT32 {
+		return true
+	}
+	if r.Type != elfobj.R_X86_64_PC32 || it.Section == nil || !it.Section.Exec() || r.Offset < 1 || r.Offset > uint64(len(it.Data)) {
+		return false
+	}
+	const call, jump, escape, conditional = 0xe8, 0xe9, 0x0f, 0x80
+	switch op := it.Data[r.Offset-1]; {
+	case op == call, op == jump:
+		return true
+	default:
+		return r.Offset >= 2 && it.Data[r.Offset-2] == escape && op&0xf0 == conditional
+	}
+}
+
 // Graph is an object as items.
 type Graph struct {
 	// Items are the functions and variables in order of section and offset.

@@ -239,7 +239,7 @@ func (r *Result) AddressTaken() []*Item {
 	for _, it := range r.Include {
 		for _, ref := range it.Refs {
 			t := ref.Target
-			if t.Kind == Function && t != it && ref.Delta == 0 && ref.Type != elfobj.R_X86_64_PLT32 && slices.Contains(r.New, t) && !slices.Contains(taken, t) {
+			if t.Kind == Function && t != it && ref.Delta == 0 && !it.Calls(ref) && slices.Contains(r.New, t) && !slices.Contains(taken, t) {
 				taken = append(taken, t)
 			}
 		}

@@ -307,7 +307,7 @@ func (m *merger) local(f Fragment, it *elfdiff.Item, r elfdiff.Ref) *symbol {
 	case elfdiff.String, elfdiff.Constant:
 		return m.literal(r.Target)
 	case elfdiff.Function:
-		if it != nil && it != r.Target && r.Delta == 0 && r.Type != elfobj.R_X86_64_PLT32 && f.Result.Original(r.Target) != nil && !isColdOf(it, r.Target) {
+		if it != nil && it != r.Target && r.Delta == 0 && !it.Calls(r) && f.Result.Original(r.Target) != nil && !isColdOf(it, r.Target) {
 			return nil
 		}
 	}
