@@ -106,7 +106,7 @@ func share(r api.Rollout) string {
 }
 
 func verdict(r api.Rollout) string {
-	if r.Assessment == nil {
+	if r.Assessment == nil || r.Assessment.Verdict == rollout.Healthy && r.Progress.Healthy == 0 {
 		return string(rollout.Unknown)
 	}
 	return string(r.Assessment.Verdict)

@@ -91,7 +91,7 @@ func (p *program) writeStages(r api.Rollout) error {
 		case i < r.Stage:
 			mark, soak = "+", "done"
 		default:
-			mark, healthy, soak = ">", p.bar(r.Progress.Healthy, r.Progress.Drawn), p.soakLeft(r)
+			mark, healthy, soak = ">", fmt.Sprintf("%s %d of %d", bar(r.Progress.Healthy, r.Progress.Drawn), r.Progress.Healthy, r.Progress.Drawn), p.soakLeft(r)
 		}
 		t.Row(mark, string(stage.Tier), fmt.Sprintf("%g %%", stage.Share), healthy, soak)
 	}
@@ -105,19 +105,21 @@ func (p *program) soakLeft(r api.Rollout) string {
 		return "-"
 	case left <= 0:
 		return "soaked"
+	case left < time.Minute:
+		return "less than a minute left"
 	default:
-		return left.Round(time.Minute).String() + " left"
+		return rollout.Duration(left.Round(time.Minute)).String() + " left"
 	}
 }
 
-// bar draws n of all, "[#####---------------] 5 of 20".
-func (p *program) bar(n, all int) string {
+// bar draws n of all, "[#####---------------]".
+func bar(n, all int) string {
 	const width = 20
 	full := 0
 	if all > 0 {
 		full = min(width, n*width/all)
 	}
-	return fmt.Sprintf("[%s%s] %d of %d", strings.Repeat("#", full), strings.Repeat("-", width-full), n, all)
+	return "[" + strings.Repeat("#", full) + strings.Repeat("-", width-full) + "]"
 }
 
 // writeEvidence says what the judge holds, and on what grounds.
@@ -127,10 +129,10 @@ func (p *program) writeEvidence(a *rollout.Assessment) error {
 	}
 	share := 0
 	if a.Evidence > 1 && a.Threshold > 1 {
-		share = int(100 * math.Log(a.Evidence) / math.Log(a.Threshold))
+		share = min(100, int(100*math.Log(a.Evidence)/math.Log(a.Threshold)))
 	}
-	err := p.s.Printf("\n%s\nEvidence of harm: %.3g; at %.3g it halts (a harmless patch gets there with a chance of %g).\n%s %% of the way, on a logarithmic scale\nAttempts: %d applied, %d stuck, %d failed.",
-		a.Summary, a.Evidence, a.Threshold, a.FalseHalts, p.bar(max(0, share), 100), a.Tries.Applied, a.Tries.Stuck, a.Tries.Failed)
+	err := p.s.Printf("\n%s\nEvidence of harm: %.3g %s %.0f halts it (which a harmless patch reaches with a chance of %g).\nAttempts: %d applied, %d stuck, %d failed.",
+		a.Summary, a.Evidence, bar(share, 100), a.Threshold, a.FalseHalts, a.Tries.Applied, a.Tries.Stuck, a.Tries.Failed)
 	if err != nil {
 		return err
 	}
