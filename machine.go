@@ -96,12 +96,13 @@ const (
 	ReportFailed ReportKind = "failed"
 	// ReportStuck: the transition did not finish in time and was reversed.
 	ReportStuck ReportKind = "stuck"
-	// ReportWarned: the kernel warned after the load.
+	// ReportWarned: the kernel warned after the load, or without any patch.
 	ReportWarned ReportKind = "warned"
-	// ReportOopsed: the kernel oopsed or hit a BUG after the load.
+	// ReportOopsed: the kernel oopsed or hit a BUG after the load, or without any
+	// patch.
 	ReportOopsed ReportKind = "oopsed"
-	// ReportRebooted: the machine rebooted in no orderly way while the patch was
-	// being loaded or soaked. The patch is a suspect and is not loaded again.
+	// ReportRebooted: the machine rebooted in no orderly way. With CodeSuspect the
+	// patch was being loaded or soaked and is not loaded again.
 	ReportRebooted ReportKind = "rebooted"
 	// ReportUnloaded: disabled and removed.
 	ReportUnloaded ReportKind = "unloaded"
@@ -109,14 +110,20 @@ const (
 	ReportHealthy ReportKind = "healthy"
 )
 
-// Report is what a machine says of one attempt with one livepatch.
+// Report is what a machine says of one attempt with one livepatch, or that its
+// kernel crashed or warned: machines without a livepatch say that too, so that those
+// with one can be compared with them.
 type Report struct {
 	// ID makes a report idempotent: random hex, made once by the machine.
 	ID      string     `json:"id"`
 	Kind    ReportKind `json:"kind"`
-	Version Version    `json:"version"`
-	// Module is the name of the module it is about.
+	// Version is that of the livepatch that it is about; zero when none was loaded.
+	Version Version `json:"version"`
+	// Module is the name of the module it is about; empty when there was none.
 	Module string `json:"module"`
+	// Kernel is the one that ran in the boot that it is about, where that is not
+	// the one that the machine runs now; else zero.
+	Kernel KernelTarget `json:"kernel,omitzero"`
 	// Grant is the grant the attempt was made under; empty for one made at boot.
 	Grant string `json:"grant,omitempty"`
 	// Code is the error code of a failure.

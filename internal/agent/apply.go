@@ -233,6 +233,7 @@ func (a *Agent) failed(ctx context.Context, t attempt, before *journal, cause er
 // rewind puts the journal back to what runs now, after the outcome is in the
 // reports.
 func (a *Agent) rewind(before *journal, cause error) error {
+	a.look(false)      // what the attempt made the kernel log is nobody else's
 	_ = a.saveMemory() // noted; the report is in memory all the same
 	a.o.Crash("apply:reported")
 	if err := a.saveJournal(before); err != nil {
@@ -291,6 +292,7 @@ func (a *Agent) takeOut(ctx context.Context, modules []string, grant, reason str
 		a.report(livepatch.Report{Kind: livepatch.ReportUnloaded, Version: v, Module: module, Grant: grant, Detail: reason})
 		a.o.Crash("unload:unloaded")
 	}
+	a.look(false)
 	a.note(areaApply, nil)
 	if a.journal != nil && slices.Contains(modules, a.journal.Module) {
 		if err := a.saveJournal(nil); err != nil {
@@ -320,6 +322,11 @@ func (a *Agent) report(r livepatch.Report) {
 	if j := a.journal; j != nil && r.Version.IsZero() {
 		r.Version, r.Module, r.Grant, r.BootID = j.Version, j.Module, j.Grant, j.BootID
 	}
+	a.tell(r)
+}
+
+// tell queues a report as it is.
+func (a *Agent) tell(r livepatch.Report) {
 	if r.BootID == "" {
 		r.BootID = a.facts.BootID
 	}

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"maps"
-	"strings"
 	"time"
 
 	"livepatch"
@@ -26,10 +25,14 @@ func (a *Agent) Start(ctx context.Context) error {
 	a.note(areaMachine, kernel.Refusal(a.facts))
 	// A reboot removed them.
 	maps.DeleteFunc(a.memory.Modules, func(name string, _ livepatch.Version) bool { return !a.o.Kernel.HasModule(name) })
-	resume := a.judge(ctx)
+	v, why, crashes := a.guard()
+	a.newBoot(ctx, v == verdictSuspect)
+	resume := a.judge(ctx, v, why, crashes)
 	if a.enabled() {
 		a.openCache()
 	}
+	// What a load of this boot did is reported by the guard or will be by the checks.
+	a.look(!resume && v != verdictSuspect)
 	if resume {
 		// The outcome is noted and reported.
 		_ = a.finish(ctx, nil)
@@ -40,25 +43,30 @@ func (a *Agent) Start(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// judge runs the boot guard and settles what it finds. It returns true when a
-// transition of this boot is to be watched on.
-func (a *Agent) judge(ctx context.Context) (resume bool) {
+// guard runs the boot guard. The crash records are those since the attempt that the
+// journal tells of.
+func (a *Agent) guard() (v verdict, why string, crashes []kernel.CrashRecord) {
 	j := a.journal
 	if j == nil {
-		return false
+		return verdictClear, "", nil
 	}
-	in := guardInput{journal: j, bootID: a.facts.BootID, taint: a.facts.Taint, present: a.present(j.Module)}
-	marker, err := a.dir.read(orderlyFile, 256)
-	if err == nil {
-		in.orderly = strings.TrimSpace(string(marker))
-	}
-	var crashes []kernel.CrashRecord
+	in := guardInput{journal: j, bootID: a.facts.BootID, taint: a.facts.Taint, present: a.present(j.Module), orderly: a.orderlyBoot()}
 	if j.BootID != a.facts.BootID {
 		crashes = a.o.Kernel.CrashRecords(j.Started)
 		in.crashed = len(crashes) > 0
 	}
-	v, why := guard(in)
+	v, why = guard(in)
 	a.o.Log.Info("boot guard", "verdict", string(v), "version", j.Version, "phase", string(j.Phase), "same_boot", j.BootID == a.facts.BootID)
+	return v, why, crashes
+}
+
+// judge settles what the boot guard found. It returns true when a transition of
+// this boot is to be watched on.
+func (a *Agent) judge(ctx context.Context, v verdict, why string, crashes []kernel.CrashRecord) (resume bool) {
+	j := a.journal
+	if j == nil {
+		return false
+	}
 	switch {
 	case v == verdictSuspect:
 		a.accuse(ctx, why, crashes)
@@ -90,16 +98,16 @@ func (a *Agent) accuse(ctx context.Context, why string, crashes []kernel.CrashRe
 		ID: attemptID(j), Kind: livepatch.ReportRebooted, Version: j.Version, Module: j.Module, Grant: j.Grant,
 		Code: livepatch.CodeSuspect, Detail: why, BootID: j.BootID,
 	}
-	switch {
-	case j.BootID == a.facts.BootID:
+	if j.BootID == a.facts.BootID {
 		r.Kind = livepatch.ReportOopsed
 		if e, err := a.o.Kernel.EvidenceSince(j.Baseline); err == nil {
 			r.Evidence, r.Signature = clip(e.Text), e.Signature
 		}
-	case len(crashes) > 0:
-		r.Evidence, r.Signature = clip(crashes[0].Text), crashes[0].Signature
-	case a.o.PreviousLog != nil:
-		r.Evidence = clip(a.o.PreviousLog(ctx))
+	} else {
+		r.Signature, r.Evidence = a.lastWords(ctx, crashes)
+	}
+	if j.Kernel != a.facts.Kernel.Target() {
+		r.Kernel = j.Kernel
 	}
 	a.report(r)
 	if err := a.saveMemory(); err != nil {

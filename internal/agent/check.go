@@ -28,6 +28,7 @@ func (a *Agent) check(ctx context.Context) (err error) {
 		return err
 	}
 	a.note(areaMachine, kernel.Refusal(a.facts))
+	a.look(true)
 	var tried []livepatch.Version
 	failed := false
 	defer func() {
@@ -94,6 +95,7 @@ func (a *Agent) checkInRequest() api.CheckInRequest {
 	req := api.CheckInRequest{
 		Kernel: a.facts.Kernel, BootID: a.facts.BootID, BootTime: a.facts.BootTime, AgentVersion: a.o.Version,
 		CheckState: livepatch.Checked, PatchState: status.Status[0].Livepatch.State,
+		Hardware: a.facts.Hardware, Virt: a.facts.Virt,
 		Loaded:  []livepatch.LoadedPatch{},
 		Reports: a.memory.Reports[:min(reportBatch, len(a.memory.Reports))],
 	}

@@ -151,7 +151,7 @@ func TestSuspectIsRetriedWhenAsked(t *testing.T) {
 	b.boot()
 	b.wantRunning()
 	b.refresh()
-	if r, _ := b.srv.report(livepatch.ReportRebooted); r.Evidence != "last words" {
+	if r, _ := b.srv.report(livepatch.ReportRebooted); r.Evidence != "last words\n" {
 		t.Errorf("evidence is %q", r.Evidence)
 	}
 	b.srv.offer(version(1))

@@ -39,6 +39,7 @@ func (a *Agent) health(now time.Time) (news bool) {
 		return false
 	}
 	j := *a.journal
+	a.look(false) // all up to here is the checks' to report
 	if !a.present(j.Module) {
 		_ = a.saveJournal(nil) // somebody unloaded it; nothing is to be watched
 		return true

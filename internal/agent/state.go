@@ -38,6 +38,9 @@ type memory struct {
 	Suspects []suspect          `json:"suspects,omitempty"`
 	Last     *lastCheck         `json:"last,omitempty"`
 	Reports  []livepatch.Report `json:"reports,omitempty"`
+	// Seen is the boot seen last; nil before there was one while enabled.
+	Seen    *seenBoot `json:"seen,omitempty"`
+	Unasked unasked   `json:"unasked,omitzero"`
 }
 
 // bootPatch names a module in the cache. What its bytes must be, the signed
@@ -62,7 +65,8 @@ const (
 )
 
 // queue adds a report. One that is queued already is not added again. When the
-// queue is full, good news goes first, then the oldest.
+// queue is full, good news goes first, then what is about no livepatch, then the
+// oldest.
 func (m *memory) queue(r livepatch.Report) {
 	if slices.ContainsFunc(m.Reports, func(q livepatch.Report) bool { return q.ID == r.ID }) {
 		return
@@ -71,7 +75,10 @@ func (m *memory) queue(r livepatch.Report) {
 	if len(m.Reports) <= maxReports {
 		return
 	}
-	i := max(0, slices.IndexFunc(m.Reports, func(q livepatch.Report) bool { return q.Kind == livepatch.ReportHealthy }))
+	i := slices.IndexFunc(m.Reports, func(q livepatch.Report) bool { return q.Kind == livepatch.ReportHealthy })
+	if i < 0 {
+		i = max(0, slices.IndexFunc(m.Reports, func(q livepatch.Report) bool { return q.Version.IsZero() }))
+	}
 	m.Reports = slices.Delete(m.Reports, i, i+1)
 }
 
