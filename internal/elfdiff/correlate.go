@@ -182,7 +182,8 @@ func refsOf(it *Item) func(func(*Item) bool) {
 
 // align pairs two lists of variables of one base name. First those with the same
 // users, size and content, in order; then with the same users and size; then, when
-// as many are left on both sides, the rest in order.
+// as many are left on both sides, those in order that share a user: inlining may have
+// moved it. A variable of another function is another variable.
 func (c *correlation) align(olds, news []variable) {
 	keys := []func(variable) string{
 		func(v variable) string {
@@ -200,10 +201,15 @@ func (c *correlation) align(olds, news []variable) {
 		return
 	}
 	for i := range o {
-		if o[i].item.Size == n[i].item.Size {
+		if o[i].item.Size == n[i].item.Size && shareUser(o[i], n[i]) {
 			c.pair(o[i].item, n[i].item)
 		}
 	}
+}
+
+func shareUser(a, b variable) bool {
+	users := strings.Fields(b.users)
+	return a.users == b.users || slices.ContainsFunc(strings.Fields(a.users), func(u string) bool { return slices.Contains(users, u) })
 }
 
 func (c *correlation) unpaired(l []variable, paired map[*Item]*Item) []variable {
