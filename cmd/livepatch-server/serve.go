@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -78,10 +79,6 @@ func (p *program) runServe(ctx context.Context, s settings) (err error) {
 	if err != nil {
 		return livepatch.Errorf(livepatch.CodeUnavailable, "nothing can listen on %s: %w", s.Listen, err)
 	}
-	var webhook *server.Webhook
-	if s.WebhookURL != "" {
-		webhook = server.NewWebhook(s.WebhookURL, s.WebhookSecret)
-	}
 	srv := server.New(server.Options{
 		Store: db, Blobs: blobs, Stream: &stream.Publisher{Store: blobs, Keys: online, Spare: spare, Now: p.now},
 		Log: log, Now: p.now, Version: cli.Version(),
@@ -89,7 +86,7 @@ func (p *program) runServe(ctx context.Context, s settings) (err error) {
 		KeepAlive:      func() time.Duration { return jitter(s.KeepAlive) },
 		BehindProxy:    s.PlainHTTP,
 		EnrolPerMinute: s.EnrolPerMinute, CheckInterval: s.CheckInterval,
-		RolloutPolicy: s.RolloutPolicy, Webhook: webhook,
+		RolloutPolicy: s.RolloutPolicy, Alarms: s.alarms(),
 	})
 	return srv.Serve(ctx, listener, conf, func() {
 		log.Info("serving", "listen", listener.Addr().String(), "public-url", srv.PublicURL, "version", cli.Version())
@@ -97,6 +94,19 @@ func (p *program) runServe(ctx context.Context, s settings) (err error) {
 			log.Warn("tell systemd that the server is ready", "err", err)
 		}
 	})
+}
+
+// alarms are the ways to tell people of halts.
+func (s settings) alarms() []*server.Alarms {
+	var ways []*server.Alarms
+	if s.WebhookURL != "" {
+		ways = append(ways, server.NewWebhook(s.WebhookURL, s.WebhookSecret, nil))
+	}
+	if s.MailTo != "" {
+		ways = append(ways, server.NewMail(server.Mail{Server: s.MailServer, User: s.MailUser, Password: s.MailPassword,
+			From: s.MailFrom, To: strings.Split(s.MailTo, ",")}))
+	}
+	return ways
 }
 
 // initialised makes sure that init finished in the data folder.

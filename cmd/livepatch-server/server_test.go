@@ -147,6 +147,10 @@ func TestSettings(t *testing.T) {
 		{"set twice", "listen: :1\nlisten: :2\n", nil, nil, cli.ExitUsage, []string{"listen"}},
 		{"not a mapping", "- listen\n", nil, nil, cli.ExitUsage, []string{"server.yaml:1"}},
 		{"plain over the network", "plain-http: true\n", nil, nil, cli.ExitUsage, []string{"loopback"}},
+		{"rollouts by default", "", nil, nil, 0, []string{`rollout-policy: "default"`}},
+		{"a webhook that anybody could post to", "webhook-url: https://alerts.example.com/\nwebhook-secret: short\n", nil, nil, cli.ExitUsage, []string{"16 bytes"}},
+		{"mail to nowhere", "mail-to: ops\n", nil, nil, cli.ExitUsage, []string{"ops@example.com"}},
+		{"mail without a server", "mail-to: ops@example.com\nmail-from: lp@example.com\n", nil, nil, cli.ExitUsage, []string{"HOST:PORT"}},
 		{"half a certificate", "tls-cert: /a\n", nil, nil, cli.ExitUsage, []string{"tls-key"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -362,5 +366,28 @@ func TestOperatorsAreReplacedWhileServing(t *testing.T) {
 	must(t, err)
 	if lines[0].Action != "operator.remove" || lines[1].Actor != "operator ann" {
 		t.Errorf("audit log is %+v", lines)
+	}
+}
+
+// TestSecretsAreNotShown keeps secrets out of what people paste into tickets.
+func TestSecretsAreNotShown(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var out bytes.Buffer
+	s := cli.NewStreams(strings.NewReader(""), &out, &out, func(string) string { return "" })
+	p := &program{s: s, now: time.Now, hostname: "host", environ: []string{"LIVEPATCH_SERVER_DATA=" + dir,
+		"LIVEPATCH_SERVER_WEBHOOK_SECRET=hush-hush-hush-hush", "LIVEPATCH_SERVER_MAIL_PASSWORD=hush-hush"}}
+	if code := cli.Run(t.Context(), p.command(), []string{"config"}, s); code != 0 || strings.Contains(out.String(), "hush") {
+		t.Errorf("exit %d: %s", code, out.String())
+	}
+}
+
+// TestUnknownRolloutPolicyIsRefusedAtStart does not wait for the first publication.
+func TestUnknownRolloutPolicyIsRefusedAtStart(t *testing.T) {
+	t.Parallel()
+	dir, _ := initialise(t)
+	code, _, errs := command(t, "serve", "--data", dir, "--listen", "127.0.0.1:0", "--rollout-policy", "hasty")
+	if code == 0 || !strings.Contains(errs, `no rollout policy "hasty"`) {
+		t.Errorf("exit %d: %s", code, errs)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/mail"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -37,6 +38,11 @@ type settings struct {
 	RolloutPolicy  string
 	WebhookURL     string
 	WebhookSecret  string
+	MailTo         string
+	MailFrom       string
+	MailServer     string
+	MailUser       string
+	MailPassword   string
 }
 
 func defaults() settings {
@@ -75,7 +81,17 @@ func keys() []key {
 		{"webhook-url", "where halts and suspicions are posted, as JSON",
 			func(s settings) string { return s.WebhookURL }, func(s *settings, v string) error { s.WebhookURL = v; return nil }},
 		{"webhook-secret", "key of the webhook's signature, at least 16 bytes; best set in the environment. Not shown",
-			func(s settings) string { return "" }, func(s *settings, v string) error { s.WebhookSecret = v; return nil }},
+			func(settings) string { return "" }, func(s *settings, v string) error { s.WebhookSecret = v; return nil }},
+		{"mail-to", "who gets mail of halts and suspicions, addresses with commas between",
+			func(s settings) string { return s.MailTo }, func(s *settings, v string) error { s.MailTo = strings.ReplaceAll(v, " ", ""); return nil }},
+		{"mail-from", "the sender of these mails",
+			func(s settings) string { return s.MailFrom }, func(s *settings, v string) error { s.MailFrom = v; return nil }},
+		{"mail-server", "HOST:PORT of the mail server that takes them; STARTTLS is used where it is offered",
+			func(s settings) string { return s.MailServer }, func(s *settings, v string) error { s.MailServer = v; return nil }},
+		{"mail-user", "who to log in as at the mail server; empty for no login",
+			func(s settings) string { return s.MailUser }, func(s *settings, v string) error { s.MailUser = v; return nil }},
+		{"mail-password", "password for mail-user; best set in the environment. Not shown",
+			func(settings) string { return "" }, func(s *settings, v string) error { s.MailPassword = v; return nil }},
 		{"log-level", "debug (every request), info, warn or error",
 			func(s settings) string { return strings.ToLower(s.LogLevel.String()) }, func(s *settings, v string) error { return s.LogLevel.UnmarshalText([]byte(v)) }},
 	}
@@ -282,6 +298,16 @@ func (s settings) validateRollouts() error {
 		return livepatch.Errorf(livepatch.CodeInvalid, "webhook-url %q is not of the form https://alerts.example.com/livepatch", s.WebhookURL)
 	case s.WebhookURL != "" && len(s.WebhookSecret) < 16:
 		return livepatch.Errorf(livepatch.CodeInvalid, "webhook-secret has less than 16 bytes; without a good one the receiver cannot tell who posts")
+	case s.MailTo == "":
+		return nil
+	}
+	for _, a := range append(strings.Split(s.MailTo, ","), s.MailFrom) {
+		if at, err := mail.ParseAddress(a); err != nil || at.Address != a {
+			return livepatch.Errorf(livepatch.CodeInvalid, "mail-to and mail-from are addresses such as ops@example.com, and %q is not", a)
+		}
+	}
+	if _, _, err := net.SplitHostPort(s.MailServer); err != nil {
+		return livepatch.Errorf(livepatch.CodeInvalid, "mail-server %q is not HOST:PORT", s.MailServer)
 	}
 	return nil
 }

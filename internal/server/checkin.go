@@ -46,13 +46,18 @@ func validCheckIn(r *api.CheckInRequest) error {
 	case len(r.Reports) > maxReports:
 		return livepatch.Errorf(livepatch.CodeInvalid, "%d reports in one check-in; send the oldest %d first", len(r.Reports), maxReports)
 	case len(r.Loaded) > maxLoaded, len(r.Suspects) > maxLoaded, len(r.Problem) > maxSentence, len(r.BootID) > 64, len(r.AgentVersion) > 100,
-		len(r.CheckState) > 64, len(r.PatchState) > 64:
+		len(r.CheckState) > 64, len(r.PatchState) > 64, len(r.Hardware) > 64, len(r.Virt) > 64:
 		return livepatch.Errorf(livepatch.CodeInvalid, "a field of the check-in is too long")
 	}
 	for i := range r.Reports {
 		p := &r.Reports[i]
 		if p.ID == "" || len(p.ID) > 64 || len(p.Grant) > 64 || len(p.Kind) > 32 || len(p.Signature) > maxSentence {
 			return livepatch.Errorf(livepatch.CodeInvalid, "a report needs an id of at most 64 bytes, and none of its fields may be too long")
+		}
+		if p.Kernel != (livepatch.KernelTarget{}) {
+			if err := p.Kernel.Validate(); err != nil {
+				return err
+			}
 		}
 		// A crash report must not be lost for being long.
 		p.Evidence = p.Evidence[:min(len(p.Evidence), livepatch.MaxEvidence)]

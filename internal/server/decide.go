@@ -62,10 +62,11 @@ func loadedOurs(f store.Facts) *livepatch.Livepatch {
 	return found
 }
 
-// suspected tells whether version v crashed this machine. That counts for ever.
+// suspected tells whether version v crashed this machine. That counts for ever. A
+// machine that went down long after the load does not accuse what it ran.
 func suspected(f store.Facts, v livepatch.Version) bool {
 	return slices.ContainsFunc(f.Attempts, func(a store.Attempt) bool {
-		return a.Version == v && (a.Kind == livepatch.ReportRebooted || a.Kind == livepatch.ReportOopsed)
+		return a.Version == v && (a.Kind == livepatch.ReportRebooted && a.Code == livepatch.CodeSuspect || a.Kind == livepatch.ReportOopsed)
 	})
 }
 

@@ -16,6 +16,12 @@ const (
 	// judgeEvery is how often rollouts are looked at when no bad news comes: news is
 	// weighed at once.
 	judgeEvery = 10 * time.Second
+	// settled is when a rollout that has not changed since is looked at only each
+	// settledEvery-th time, if no bad news comes; judgedFor, when it is left alone:
+	// harm that shows later is not found by comparing anyway.
+	settled      = 24 * time.Hour
+	settledEvery = 60
+	judgedFor    = 30 * 24 * time.Hour
 	// quietStream is how long a machine may be silent whose event stream broke, and
 	// what is added for one that has none and checks in from time to time. Machines
 	// with a patch and without are held to the same.
@@ -25,15 +31,18 @@ const (
 // judging looks at the rollouts at every tick, and whenever there is news, until ctx
 // is done. A failure is logged and tried again at the next tick.
 func (s *Server) judging(ctx context.Context, tick <-chan time.Time) error {
-	for {
-		if err := s.JudgeRollouts(ctx); err != nil && ctx.Err() == nil {
+	all := true
+	for n := 1; ; n++ {
+		if err := s.judgeRollouts(ctx, all); err != nil && ctx.Err() == nil {
 			s.Log.Error("judge rollouts", "err", err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick:
+			all = n%settledEvery == 0
 		case <-s.news:
+			all = true
 		}
 	}
 }
@@ -48,8 +57,15 @@ func (s *Server) nudge() {
 
 // JudgeRollouts weighs the evidence on every rollout that moves, and does what
 // follows: halts, goes on to the next stage, and tells machines whose turn it is.
-func (s *Server) JudgeRollouts(ctx context.Context) error {
-	ids, err := s.Store.MovingRollouts(ctx)
+func (s *Server) JudgeRollouts(ctx context.Context) error { return s.judgeRollouts(ctx, true) }
+
+// judgeRollouts leaves out those that have settled unless all is set.
+func (s *Server) judgeRollouts(ctx context.Context, all bool) error {
+	within := settled
+	if all {
+		within = judgedFor
+	}
+	ids, err := s.Store.MovingRollouts(ctx, within)
 	if err != nil {
 		return err
 	}
@@ -128,9 +144,9 @@ func (s *Server) changed(_ context.Context, r rollout.Rollout, c rollout.StageCh
 		return
 	}
 	s.Log.Error("rollout: "+c.Action, attrs...)
-	if s.Webhook != nil {
-		if err := s.Webhook.send(api.Alarm{Event: "rollout." + c.Action, Rollout: r.ID, Kernel: r.Kernel, Version: r.Version, Change: c}); err != nil {
-			s.Log.Error("webhook", "err", err)
+	for _, way := range s.Alarms {
+		if err := way.send(api.Alarm{Event: "rollout." + c.Action, Rollout: r.ID, Kernel: r.Kernel, Version: r.Version, Change: c}); err != nil {
+			s.Log.Error("alarm not sent", "by", way.Name, "err", err)
 		}
 	}
 }

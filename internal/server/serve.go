@@ -63,8 +63,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, conf *tls.Config, re
 	judge := time.NewTicker(judgeEvery)
 	defer judge.Stop()
 	g.Go(func() error { return s.judging(ctx, judge.C) })
-	if s.Webhook != nil {
-		g.Go(func() error { return s.Webhook.run(ctx, s.Log) })
+	for _, way := range s.Alarms {
+		g.Go(func() error { return way.run(ctx, s.Log) })
 	}
 	if ready != nil {
 		ready()

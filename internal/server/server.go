@@ -49,8 +49,8 @@ type Options struct {
 	// RolloutPolicy names the policy of patches for which the operator chose none;
 	// everybody by default.
 	RolloutPolicy string
-	// Webhook is told of halts; nil for none.
-	Webhook *Webhook
+	// Alarms are the ways to tell people of halts; the log is always one.
+	Alarms []*Alarms
 }
 
 // Server is the service. Make it with New, serve it with Serve.

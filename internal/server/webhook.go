@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"strconv"
 	"time"
@@ -17,91 +16,34 @@ import (
 	"livepatch/internal/api"
 )
 
-// Webhook tells another service of halts and suspicions: an api.Alarm as JSON by
-// POST. Make it with NewWebhook.
-type Webhook struct {
-	// URL is where to post, Secret the key of the signature.
-	URL, Secret string
-	// HTTP sends; http.DefaultClient by default.
-	HTTP *http.Client
-	// Delays are the times to wait before each attempt but the first.
-	Delays []time.Duration
-
-	queue chan api.Alarm
-}
-
 // SignatureHeader carries "t=UNIX,v1=HEX": HEX is HMAC-SHA-256, under the secret, of
 // the time, a dot and the body. Receivers refuse what is older than a few minutes.
 const SignatureHeader = "Livepatch-Signature"
 
-const (
-	// alarmsQueued bounds the alarms that wait for a receiver that does not answer.
-	alarmsQueued = 64
-	// alarmTime bounds one attempt.
-	alarmTime = 15 * time.Second
-)
-
-// NewWebhook makes a webhook that tries five times in about a quarter of an hour.
-func NewWebhook(url, secret string) *Webhook {
-	return &Webhook{URL: url, Secret: secret, HTTP: http.DefaultClient, queue: make(chan api.Alarm, alarmsQueued),
-		Delays: []time.Duration{2 * time.Second, 15 * time.Second, 2 * time.Minute, 10 * time.Minute}}
-}
-
-// send queues an alarm. It fails when too many wait already; the alarm is in log and
-// audit all the same.
-func (h *Webhook) send(a api.Alarm) error {
-	select {
-	case h.queue <- a:
-		return nil
-	default:
-		return fmt.Errorf("%d alarms wait for %s already; %s of rollout %s is not sent", alarmsQueued, h.URL, a.Event, a.Rollout)
+// NewWebhook posts alarms to url, each an api.Alarm as JSON, signed with secret.
+// client sends them and may be nil for http.DefaultClient.
+func NewWebhook(url, secret string, client *http.Client) *Alarms {
+	if client == nil {
+		client = http.DefaultClient
 	}
-}
-
-// run delivers until ctx is done. Alarms that wait then are lost to the receiver.
-func (h *Webhook) run(ctx context.Context, log *slog.Logger) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case a := <-h.queue:
-			if err := h.deliver(ctx, a); err != nil {
-				log.Error("webhook", "event", a.Event, "rollout", a.Rollout, "err", err)
-			}
+	return newAlarms("webhook", func(ctx context.Context, a api.Alarm) error {
+		body, err := json.Marshal(a)
+		if err != nil {
+			return fmt.Errorf("encode alarm: %w", err)
 		}
-	}
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+		if err != nil {
+			return fmt.Errorf("make request: %w", err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set(SignatureHeader, signature(secret, time.Now(), body))
+		return post(client, req)
+	})
 }
 
-// deliver posts one alarm until the receiver takes it or the attempts are used up.
-func (h *Webhook) deliver(ctx context.Context, a api.Alarm) error {
-	body, err := json.Marshal(a)
-	if err != nil {
-		return fmt.Errorf("encode alarm: %w", err)
-	}
-	for try := 0; ; try++ {
-		if err = h.post(ctx, body); err == nil || try == len(h.Delays) {
-			return err
-		}
-		wait := time.NewTimer(h.Delays[try])
-		select {
-		case <-ctx.Done():
-			wait.Stop()
-			return err
-		case <-wait.C:
-		}
-	}
-}
-
-func (h *Webhook) post(ctx context.Context, body []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, alarmTime)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.URL, bytes.NewReader(body))
-	if err != nil {
-		return fmt.Errorf("make request: %w", err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set(SignatureHeader, signature(h.Secret, time.Now(), body))
-	resp, err := h.HTTP.Do(req)
+// post sends a request whose answer matters only by its status.
+func post(client *http.Client, req *http.Request) error {
+	resp, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("post: %w", err)
 	}

@@ -39,10 +39,10 @@ func TestWebhookIsSignedAndTriedAgain(t *testing.T) {
 		posts <- got{r.Header.Get(SignatureHeader), body}
 	}))
 	defer receiver.Close()
-	hook := NewWebhook(receiver.URL, secret)
+	hook := NewWebhook(receiver.URL, secret, nil)
 	hook.Delays = []time.Duration{0, 0, 0}
 	f := newFleet(t, 3, 0)
-	f.Webhook = hook
+	f.Alarms = []*Alarms{hook}
 	go func() { _ = hook.run(t.Context(), slog.New(slog.DiscardHandler)) }()
 	f.publish(t, kernel, "one")
 	id := f.only().ID
@@ -73,7 +73,7 @@ func TestWebhookGivesUp(t *testing.T) {
 		w.WriteHeader(http.StatusTeapot)
 	}))
 	defer receiver.Close()
-	hook := NewWebhook(receiver.URL, "0123456789abcdef")
+	hook := NewWebhook(receiver.URL, "0123456789abcdef", nil)
 	hook.Delays = []time.Duration{0, 0}
 	if err := hook.deliver(t.Context(), api.Alarm{}); err == nil || attempts.Load() != 3 || !strings.Contains(err.Error(), "teapot") {
 		t.Errorf("after %d attempts: %v", attempts.Load(), err)

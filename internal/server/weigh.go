@@ -67,7 +67,7 @@ func (w *weighing) look() {
 		m := &w.fleet[i]
 		m.Member = &w.Fleet[i]
 		m.contact = w.heard(w.Fleet[i])
-		m.stratum = rollout.StratumOf(m.Machine, "", "")
+		m.stratum = rollout.StratumOf(m.Machine, m.Hardware, m.Virt)
 		m.since = w.exposed(m, senders[m.ID])
 	}
 }
@@ -163,6 +163,7 @@ func (w *weighing) reports() {
 		}
 		e := rollout.Event{Kind: kind, At: n.Received, Machine: n.Machine, Signature: n.Signature, Known: n.Known,
 			Patched: n.Version == w.Rollout.Version}
+		e.OwnCode = e.Patched && n.OwnCode
 		if e.Patched && n.Trial != nil {
 			since := n.Trial.Loaded
 			if since.IsZero() {
@@ -170,7 +171,7 @@ func (w *weighing) reports() {
 			}
 			e.Age = rollout.Duration(max(0, n.Received.Sub(since)))
 		}
-		e.Stratum = rollout.StratumOf(rollout.Machine{Plan: n.Plan, OptIn: n.OptIn, Kernel: livepatch.Kernel{Release: w.Rollout.Kernel.Release}}, "", "")
+		e.Stratum = rollout.StratumOf(rollout.Machine{Plan: n.Plan, OptIn: n.OptIn, Kernel: livepatch.Kernel{Release: w.Rollout.Kernel.Release}}, n.Hardware, n.Virt)
 		w.observe(e)
 	}
 }

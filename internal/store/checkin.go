@@ -119,6 +119,7 @@ func with(m api.Machine, req api.CheckInRequest, version livepatch.Version, now 
 	m.Kernel, m.PatchState, m.CheckState = req.Kernel, req.PatchState, req.CheckState
 	m.Loaded, m.Suspects, m.Problem = req.Loaded, req.Suspects, req.Problem
 	m.BootID, m.BootTime, m.AgentVersion = req.BootID, req.BootTime, req.AgentVersion
+	m.Hardware, m.Virt = req.Hardware, req.Virt
 	m.Version, m.LastSeen = version, now
 	return m
 }
@@ -132,7 +133,7 @@ func newState(m api.Machine, req api.CheckInRequest, now time.Time) *api.CheckIn
 	}
 	before, err1 := json.Marshal(with(m, api.CheckInRequest{
 		Kernel: m.Kernel, BootID: m.BootID, BootTime: m.BootTime, AgentVersion: m.AgentVersion, CheckState: m.CheckState,
-		PatchState: m.PatchState, Loaded: m.Loaded, Suspects: m.Suspects, Problem: m.Problem,
+		PatchState: m.PatchState, Loaded: m.Loaded, Suspects: m.Suspects, Problem: m.Problem, Hardware: m.Hardware, Virt: m.Virt,
 	}, m.Version, now))
 	after, err2 := json.Marshal(with(m, req, running(req.Loaded), now))
 	if err1 == nil && err2 == nil && slices.Equal(before, after) {
@@ -246,8 +247,8 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, now time.Time, m api.Mach
 		if err != nil {
 			return fmt.Errorf("encode state: %w", err)
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE machines SET state = $2, release = $3, arch = $4, version = $5 WHERE id = $1`,
-			m.ID, string(state), todo.state.Kernel.Release, todo.state.Kernel.Arch, todo.version.String())
+		_, err = tx.ExecContext(ctx, `UPDATE machines SET state = $2, release = $3, arch = $4, version = $5, hardware = $6, virt = $7 WHERE id = $1`,
+			m.ID, string(state), todo.state.Kernel.Release, todo.state.Kernel.Arch, todo.version.String(), todo.state.Hardware, todo.state.Virt)
 		if err != nil {
 			return fmt.Errorf("write state: %w", err)
 		}
@@ -273,14 +274,18 @@ func (s *Store) apply(ctx context.Context, tx *sql.Tx, now time.Time, m api.Mach
 	return nil
 }
 
-// addReport stores a report under the kernel its grant was for, else under the
-// machine's, and puts bad news into the audit log.
+// addReport stores a report under the kernel its grant was for, else under the one
+// that it names, else under the machine's. Bad news of a livepatch goes into the
+// audit log; that a machine without one crashes is no act of anybody's.
 func addReport(ctx context.Context, tx *sql.Tx, now time.Time, m api.Machine, r livepatch.Report) error {
 	body, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encode report: %w", err)
 	}
 	k := m.Kernel.Target()
+	if r.Kernel != (livepatch.KernelTarget{}) {
+		k = r.Kernel
+	}
 	err = tx.QueryRowContext(ctx, `UPDATE grants SET reported = $3 WHERE id = $1 AND machine_id = $2 RETURNING release, arch`, r.Grant, m.ID, millis(now)).Scan(&k.Release, &k.Arch)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return fmt.Errorf("use up grant: %w", err)
@@ -293,8 +298,8 @@ func addReport(ctx context.Context, tx *sql.Tx, now time.Time, m api.Machine, r 
 	if err := errors.Join(tried(ctx, tx, now, m.ID, k, r), dropOldReports(ctx, tx, m.ID)); err != nil {
 		return err
 	}
-	switch r.Kind {
-	case livepatch.ReportApplied, livepatch.ReportHealthy, livepatch.ReportUnloaded:
+	switch {
+	case r.Version.IsZero(), r.Kind == livepatch.ReportApplied, r.Kind == livepatch.ReportHealthy, r.Kind == livepatch.ReportUnloaded:
 		return nil
 	}
 	return audit(ctx, tx, now, "machine "+m.ID, "report."+string(r.Kind), fmt.Sprintf("%s %s %s", k.Release, k.Arch, r.Version), cmp.Or(r.Detail, string(r.Code)))

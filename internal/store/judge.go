@@ -38,7 +38,9 @@ type Trial struct {
 // Member is one machine of the fleet that a patch is for.
 type Member struct {
 	rollout.Machine
-	LastSeen time.Time
+	// Hardware and Virt are what the machine says that it is.
+	Hardware, Virt string
+	LastSeen       time.Time
 	// Trial is nil for a machine that was not granted the patch.
 	Trial *Trial
 }
@@ -46,13 +48,16 @@ type Member struct {
 // News is one report that was not weighed yet.
 type News struct {
 	Machine string
-	// Plan and OptIn are those of the machine.
-	Plan      string
-	OptIn     livepatch.Tier
+	// Plan, OptIn, Hardware and Virt are those of the machine.
+	Plan           string
+	OptIn          livepatch.Tier
+	Hardware, Virt string
 	Version   livepatch.Version
 	Kind      livepatch.ReportKind
 	Code      livepatch.Code
 	Signature string
+	// OwnCode tells that it crashed in the module's code.
+	OwnCode bool
 	// Known tells that machines had this signature without the patch, before it.
 	Known    bool
 	Received time.Time
@@ -104,16 +109,13 @@ const (
 	newsAtOnce = 1000
 	// knownFor is how far back a signature counts as known.
 	knownFor = 30 * 24 * time.Hour
-	// judgedFor is how long a rollout is judged after its last change: harm that
-	// shows later is not found by comparing anyway.
-	judgedFor = 30 * 24 * time.Hour
 )
 
 // MovingRollouts are the ids of the rollouts that can grant something and changed
-// in the last 30 days, oldest first.
-func (s *Store) MovingRollouts(ctx context.Context) ([]string, error) {
+// no longer ago than within, oldest first.
+func (s *Store) MovingRollouts(ctx context.Context, within time.Duration) ([]string, error) {
 	rows, err := s.reader.QueryContext(ctx, `SELECT id FROM rollouts WHERE state IN ($1, $2, $3) AND changed > $4 ORDER BY created, id`,
-		rollout.Canary, rollout.Early, rollout.General, millis(s.now().Add(-judgedFor)))
+		rollout.Canary, rollout.Early, rollout.General, millis(s.now().Add(-within)))
 	ids, err := collect(rows, err, func(scan func(...any) error) (id string, err error) {
 		err = scan(&id)
 		return id, err
@@ -214,7 +216,7 @@ func (s *Store) settle(ctx context.Context, tx *sql.Tx, before row, j Judgement,
 // evidence reads what is known, and the seq of the last report in it.
 func (s *Store) evidence(ctx context.Context, tx *sql.Tx, r row) (e Evidence, seq int64, err error) {
 	e = Evidence{Now: s.now(), Rollout: r.Rollout, Started: fromMillis(r.started), Judge: r.judge, Weighed: map[Weighed]bool{}}
-	rows, err := tx.QueryContext(ctx, `SELECT m.id, a.plan, m.tier, m.version, m.last_seen, coalesce(t.granted, 0), coalesce(t.loaded, 0), coalesce(t.outcome, '')
+	rows, err := tx.QueryContext(ctx, `SELECT m.id, a.plan, m.tier, m.hardware, m.virt, m.version, m.last_seen, coalesce(t.granted, 0), coalesce(t.loaded, 0), coalesce(t.outcome, '')
 		FROM machines m JOIN accounts a ON a.id = m.account_id LEFT JOIN trials t ON t.machine_id = m.id AND t.rollout_id = $1
 		WHERE m.release = $2 AND m.arch = $3 ORDER BY m.id`, r.ID, r.Kernel.Release, r.Kernel.Arch)
 	e.Fleet, err = collect(rows, err, func(scan func(...any) error) (Member, error) { return s.scanMember(scan, r.Kernel) })
@@ -231,7 +233,7 @@ func (s *Store) evidence(ctx context.Context, tx *sql.Tx, r row) (e Evidence, se
 		return e, 0, fmt.Errorf("read what was weighed: %w", err)
 	}
 	seq = r.judged
-	rows, err = tx.QueryContext(ctx, `SELECT r.seq, r.machine_id, a.plan, m.tier, r.body, r.received, coalesce(t.granted, 0), coalesce(t.loaded, 0), coalesce(t.outcome, '')
+	rows, err = tx.QueryContext(ctx, `SELECT r.seq, r.machine_id, a.plan, m.tier, m.hardware, m.virt, r.body, r.received, coalesce(t.granted, 0), coalesce(t.loaded, 0), coalesce(t.outcome, '')
 		FROM reports r JOIN machines m ON m.id = r.machine_id JOIN accounts a ON a.id = m.account_id
 		LEFT JOIN trials t ON t.machine_id = r.machine_id AND t.rollout_id = $1
 		WHERE r.seq > $2 AND r.release = $3 AND r.arch = $4 ORDER BY r.seq LIMIT $5`, r.ID, r.judged, r.Kernel.Release, r.Kernel.Arch, newsAtOnce)
@@ -248,7 +250,7 @@ func (s *Store) scanMember(scan func(...any) error, k livepatch.KernelTarget) (m
 		seen, granted, applied int64
 		outcome                Outcome
 	)
-	if err := scan(&m.ID, &m.Plan, &m.OptIn, &version, &seen, &granted, &applied, &outcome); err != nil {
+	if err := scan(&m.ID, &m.Plan, &m.OptIn, &m.Hardware, &m.Virt, &version, &seen, &granted, &applied, &outcome); err != nil {
 		return m, err
 	}
 	m.Kernel.Release, m.Kernel.Arch = k.Release, k.Arch
@@ -275,13 +277,14 @@ func scanNews(scan func(...any) error, seq *int64) (n News, err error) {
 		outcome                   Outcome
 		r                         livepatch.Report
 	)
-	if err := scan(seq, &n.Machine, &n.Plan, &n.OptIn, &body, &received, &granted, &loaded, &outcome); err != nil {
+	if err := scan(seq, &n.Machine, &n.Plan, &n.OptIn, &n.Hardware, &n.Virt, &body, &received, &granted, &loaded, &outcome); err != nil {
 		return n, err
 	}
 	if err := json.Unmarshal([]byte(body), &r); err != nil {
 		return n, err
 	}
 	n.Version, n.Kind, n.Code, n.Signature = r.Version, r.Kind, r.Code, r.Signature
+	n.OwnCode = rollout.InOwnCode(r.Evidence, r.Module)
 	n.Received, n.Trial = fromMillis(received), trial(granted, loaded, outcome)
 	return n, nil
 }

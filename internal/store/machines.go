@@ -36,6 +36,7 @@ func (s *Store) scanMachine(scan func(...any) error) (m api.Machine, err error) 
 	m.Kernel, m.PatchState, m.CheckState = in.Kernel, in.PatchState, in.CheckState
 	m.Loaded, m.Suspects, m.Problem = in.Loaded, in.Suspects, in.Problem
 	m.BootID, m.BootTime, m.AgentVersion = in.BootID, in.BootTime, in.AgentVersion
+	m.Hardware, m.Virt = in.Hardware, in.Virt
 	m.Enrolled, m.LastSeen = fromMillis(enrolled), fromMillis(lastSeen)
 	if seen := s.seenAt(m.ID); seen.After(m.LastSeen) {
 		m.LastSeen = seen.UTC()
