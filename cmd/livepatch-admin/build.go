@@ -162,7 +162,11 @@ func (p *program) writeBuild(r *builder.Report) error {
 	if len(r.Refused) > 0 {
 		fmt.Fprintf(p.s.Err, "The fix cannot be livepatched as it is on %s:\n", r.Kernel)
 		for _, why := range r.Refused {
-			fmt.Fprintf(p.s.Err, "  %s: %s (%s)\n    %s\n", why.File, why.Reason, why.Code, why.Advice)
+			place := why.File
+			if why.Line > 0 {
+				place = fmt.Sprintf("%s:%d", place, why.Line)
+			}
+			fmt.Fprintf(p.s.Err, "  %s: %s (%s)\n    %s\n", place, why.Reason, why.Code, why.Advice)
 		}
 		return nil
 	}

@@ -62,6 +62,9 @@ func (bd *Builder) Build(ctx context.Context, req Request) (module []byte, repor
 	module, err = b.run(ctx)
 	var refused *RefusedError
 	if errors.As(err, &refused) {
+		for i, r := range refused.Refused {
+			refused.Refused[i].Line = b.lines[r.File]
+		}
 		b.report.Refused = refused.Refused
 	}
 	b.report.SizeBytes = int64(len(module))
@@ -92,6 +95,8 @@ type build struct {
 	kernel *kernel
 	tree   *Tree
 	units  []*unit
+	// lines says where the fix changes each file first.
+	lines map[string]int
 	// added are the functions and variables that the fix adds with external linkage,
 	// by name.
 	added map[string]*elfdiff.Item
@@ -116,6 +121,7 @@ func (b *build) run(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.lines = f.lines
 	if err := b.compile(ctx, f, work); err != nil {
 		return nil, err
 	}

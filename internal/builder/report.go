@@ -52,7 +52,10 @@ type Refusal struct {
 	// Code is one of elfdiff's Reason codes; stable.
 	Code string `json:"code"`
 	// File is the source file in the diff.
-	File     string `json:"file"`
+	File string `json:"file"`
+	// Line is the first line of the file, as it is now, that the fix changes; 0 when
+	// it is not known.
+	Line     int    `json:"line,omitempty"`
 	Function string `json:"function,omitempty"`
 	Reason   string `json:"reason"`
 	Advice   string `json:"advice"`
