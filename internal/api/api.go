@@ -169,6 +169,9 @@ type Machine struct {
 	Enrolled     time.Time               `json:"enrolled"`
 	LastSeen     time.Time               `json:"last_seen"`
 	AgentVersion string                  `json:"agent_version,omitempty"`
+	// Hardware and Virt are as in CheckInRequest.
+	Hardware string `json:"hardware,omitempty"`
+	Virt     string `json:"virt,omitempty"`
 	// Reports are the latest ones, newest first; only in GET /v1/machines/{id}.
 	Reports []livepatch.Report `json:"reports,omitempty"`
 }

@@ -148,7 +148,7 @@ func (w *weighing) attempts() {
 func excused(c livepatch.Code) bool {
 	switch c {
 	case livepatch.CodeUnavailable, livepatch.CodeExpired, livepatch.CodeTLS, livepatch.CodeClock, livepatch.CodeDisk,
-		livepatch.CodeRollback, livepatch.CodeNotPrivileged, livepatch.CodeUntrustedKey:
+		livepatch.CodeMetadata, livepatch.CodeRollback, livepatch.CodeNotPrivileged, livepatch.CodeUntrustedKey:
 		return true
 	}
 	return false

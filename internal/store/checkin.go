@@ -299,7 +299,7 @@ func addReport(ctx context.Context, tx *sql.Tx, now time.Time, m api.Machine, r 
 		return err
 	}
 	switch {
-	case r.Version.IsZero(), r.Kind == livepatch.ReportApplied, r.Kind == livepatch.ReportHealthy, r.Kind == livepatch.ReportUnloaded:
+	case r.Version.IsZero() && r.Grant == "", r.Kind == livepatch.ReportApplied, r.Kind == livepatch.ReportHealthy, r.Kind == livepatch.ReportUnloaded:
 		return nil
 	}
 	return audit(ctx, tx, now, "machine "+m.ID, "report."+string(r.Kind), fmt.Sprintf("%s %s %s", k.Release, k.Arch, r.Version), cmp.Or(r.Detail, string(r.Code)))

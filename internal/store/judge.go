@@ -52,10 +52,10 @@ type News struct {
 	Plan           string
 	OptIn          livepatch.Tier
 	Hardware, Virt string
-	Version   livepatch.Version
-	Kind      livepatch.ReportKind
-	Code      livepatch.Code
-	Signature string
+	Version        livepatch.Version
+	Kind           livepatch.ReportKind
+	Code           livepatch.Code
+	Signature      string
 	// OwnCode tells that it crashed in the module's code.
 	OwnCode bool
 	// Known tells that machines had this signature without the patch, before it.
