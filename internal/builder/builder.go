@@ -149,6 +149,9 @@ func (b *build) prepare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read kernel configuration: %w", err)
 	}
+	if err := checkSupported(shipped.Config()); err != nil {
+		return err
+	}
 	cc, err := compiler(ctx, b.Run, shipped.Config())
 	if err != nil {
 		return err

@@ -52,6 +52,20 @@ func compiler(ctx context.Context, run Runner, config string) (string, error) {
 	return "", livepatch.Errorf(livepatch.CodeUnsupported, "the kernel was built with %q, which is not installed here: install exactly that compiler", text)
 }
 
+// checkSupported refuses configurations in which an object is not finished when it is
+// compiled: objtool then runs over whole modules, and what it makes would be missing.
+func checkSupported(config string) error {
+	for _, key := range []string{"CONFIG_X86_KERNEL_IBT", "CONFIG_LTO_CLANG", "CONFIG_CFI_CLANG"} {
+		if v, err := configValue(config, key); err == nil && v == "y" {
+			return livepatch.Errorf(livepatch.CodeUnsupported, "the kernel is built with %s, which this builder does not handle yet: build its livepatch with klp-build or kpatch-build", key)
+		}
+	}
+	if v, err := configValue(config, "CONFIG_LIVEPATCH"); err != nil || v != "y" {
+		return livepatch.Errorf(livepatch.CodeUnsupported, "the kernel is built without CONFIG_LIVEPATCH: no livepatch can be loaded into it")
+	}
+	return nil
+}
+
 func configValue(path, key string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {

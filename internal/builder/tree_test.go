@@ -114,3 +114,22 @@ func TestOfflineSaysWhatIsMissing(t *testing.T) {
 		t.Errorf("error %v, want invalid", err)
 	}
 }
+
+func TestCheckSupported(t *testing.T) {
+	t.Parallel()
+	for text, says := range map[string]string{
+		"CONFIG_LIVEPATCH=y\n# CONFIG_X86_KERNEL_IBT is not set\n": "",
+		"CONFIG_LIVEPATCH=y\nCONFIG_X86_KERNEL_IBT=y\n":            "CONFIG_X86_KERNEL_IBT",
+		"# CONFIG_LIVEPATCH is not set\n":                          "without CONFIG_LIVEPATCH",
+	} {
+		config := filepath.Join(t.TempDir(), "config")
+		write(t, config, text)
+		err := checkSupported(config)
+		if says == "" && err != nil {
+			t.Errorf("%q: %v, want none", text, err)
+		}
+		if says != "" && (livepatch.CodeOf(err) != livepatch.CodeUnsupported || !strings.Contains(err.Error(), says)) {
+			t.Errorf("%q: error %v, want unsupported that says %q", text, err, says)
+		}
+	}
+}
