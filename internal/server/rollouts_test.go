@@ -45,6 +45,8 @@ type fake struct {
 	suspects []livepatch.Version
 	grants   int
 	silent   bool
+	hardware string
+	virt     string
 }
 
 // fleet is a server with many fake machines, under a clock of its own.
@@ -108,6 +110,7 @@ func (f *fleet) checkIn(m *fake) api.CheckInResponse {
 	f.t.Helper()
 	r := checkIn()
 	r.BootID, r.Reports, r.Suspects = fmt.Sprint("b", m.boot), m.reports, m.suspects
+	r.Hardware, r.Virt = m.hardware, m.virt
 	if m.loaded != nil {
 		r.Loaded = []livepatch.LoadedPatch{*m.loaded}
 	}
