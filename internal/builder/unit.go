@@ -193,7 +193,8 @@ func unresolved(u *unit, name, reason string) error {
 // outside of any namespace.
 func (b *build) exported(name string) (klp.Binding, bool) {
 	e, ok := b.kernel.exports[name]
-	if !ok || e.module != "vmlinux" || e.namespace != "" {
+	const longest = 55 // what a row of __versions holds
+	if !ok || e.module != "vmlinux" || e.namespace != "" || len(name) > longest {
 		return klp.Binding{}, false
 	}
 	return klp.Binding{Exported: name}, true
