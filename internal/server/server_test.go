@@ -260,7 +260,7 @@ func TestPatchIsHeldBackWhereItHurt(t *testing.T) {
 		again, afterBoot bool // granted in the same boot, granted after a reboot
 	}{
 		{"suspect", func(r *api.CheckInRequest) { r.Suspects = []livepatch.Version{one.Version} }, true, true},
-		{"rebooted", report(livepatch.ReportRebooted, ""), false, false},
+		{"rebooted", report(livepatch.ReportRebooted, livepatch.CodeSuspect), false, false},
 		{"oopsed", report(livepatch.ReportOopsed, ""), false, false},
 		{"refused", report(livepatch.ReportFailed, livepatch.CodeRefused), false, true},
 		{"disk full", report(livepatch.ReportFailed, livepatch.CodeDisk), false, false},

@@ -32,6 +32,7 @@ type member struct {
 	*store.Member
 	contact
 	stratum rollout.Stratum
+	slices  []string
 	// since is when it was exposed to the patch; zero when it is not.
 	since time.Time
 }
@@ -68,26 +69,35 @@ func (w *weighing) look() {
 		m.Member = &w.Fleet[i]
 		m.contact = w.heard(w.Fleet[i])
 		m.stratum = rollout.StratumOf(m.Machine, m.Hardware, m.Virt)
+		m.slices = m.stratum.Slices()
 		m.since = w.exposed(m, senders[m.ID])
 	}
 }
 
-// risk counts the machines of a slice of the stratum's pool as they were at this
-// time.
-func (w *weighing) risk(s rollout.Stratum, slice string, at time.Time) (r rollout.Risk) {
+// risks counts the machines of each of the stratum's slices, within its pool, as
+// they were at this time.
+func (w *weighing) risks(s rollout.Stratum, at time.Time) []rollout.Risk {
+	names := s.Slices()
+	out := make([]rollout.Risk, len(names))
 	for i := range w.fleet {
 		m := &w.fleet[i]
-		if m.stratum.Pool != s.Pool || !m.online(at) || !slices.Contains(m.stratum.Slices(), slice) {
+		if m.stratum.Pool != s.Pool || !m.online(at) {
 			continue
 		}
-		r.Online++
-		for i, limit := range rollout.Windows() {
-			if !m.since.IsZero() && !m.since.After(at) && (limit == 0 || at.Sub(m.since) <= limit) {
-				r.Within[i]++
+		exposed := !m.since.IsZero() && !m.since.After(at)
+		for n, name := range names {
+			if !slices.Contains(m.slices, name) {
+				continue
+			}
+			out[n].Online++
+			for i, limit := range rollout.Windows() {
+				if exposed && (limit == 0 || at.Sub(m.since) <= limit) {
+					out[n].Within[i]++
+				}
 			}
 		}
 	}
-	return r
+	return out
 }
 
 // exposed is since when m has, or may have, the patch in its kernel; zero when it
@@ -178,9 +188,7 @@ func (w *weighing) reports() {
 
 // observe gives the judge one event, with the machines at risk in its groups.
 func (w *weighing) observe(e rollout.Event) {
-	for _, s := range e.Stratum.Slices() {
-		e.Risks = append(e.Risks, w.risk(e.Stratum, s, e.At))
-	}
+	e.Risks = w.risks(e.Stratum, e.At)
 	w.out.Judge.Observe(e)
 }
 
