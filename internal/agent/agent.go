@@ -77,6 +77,11 @@ type Agent struct {
 	// failedVersion is the version that the problem in areaApply is about.
 	failedVersion livepatch.Version
 
+	// asked is what heard was when the server was last asked.
+	asked uint64
+
+	// heard counts the events of the server that asked for a check.
+	heard atomic.Uint64
 	// status is what the socket answers; everybody may load it.
 	status atomic.Pointer[localapi.Status]
 	shown  atomic.Pointer[localapi.Config]

@@ -45,6 +45,13 @@ func (a *Agent) apply(ctx context.Context, t attempt) error {
 		return a.failed(ctx, t, before, err)
 	}
 	defer f.Close()
+	switch ok, err := a.stillGranted(ctx, t.grant); {
+	case err != nil:
+		return a.failed(ctx, t, before, err)
+	case !ok:
+		a.o.Log.Info("not loaded: the server took its grant back", "version", t.patch.Version)
+		return nil
+	}
 	j := &journal{
 		BootID: a.facts.BootID, Kernel: a.facts.Kernel.Target(), Version: t.patch.Version, Module: t.patch.Module.Name,
 		Grant: t.grantID(), Phase: phaseLoading, Baseline: a.o.Kernel.Baseline(), Tries: 1,

@@ -74,6 +74,7 @@ func (a *Agent) check(ctx context.Context) (err error) {
 func (a *Agent) checkIn(ctx context.Context) (*livepatch.Grant, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	a.asked = a.heard.Load()
 	c, err := a.server()
 	if err == nil {
 		var resp api.CheckInResponse
@@ -87,6 +88,17 @@ func (a *Agent) checkIn(ctx context.Context) (*livepatch.Grant, error) {
 	}
 	a.note(areaCheckIn, err)
 	return nil, err
+}
+
+// stillGranted asks once more before a load when the server has called meanwhile:
+// what it calls for may be a halt, which takes back what it granted. ok is false when
+// it did; without a call the server is not asked.
+func (a *Agent) stillGranted(ctx context.Context, g *livepatch.Grant) (ok bool, err error) {
+	if g == nil || a.heard.Load() == a.asked {
+		return true, nil
+	}
+	again, err := a.checkIn(ctx)
+	return again != nil && again.Action == g.Action && again.Version == g.Version, err
 }
 
 // checkInRequest is what the server is told.

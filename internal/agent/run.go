@@ -169,6 +169,7 @@ func (a *Agent) hear(ctx context.Context, c *api.Client, changed <-chan struct{}
 				a.wake()
 			}
 		case e.Kind == api.EventCheck:
+			a.heard.Add(1)
 			a.pause(ctx, changed, a.spread.within(eventSpread))
 			a.wake()
 		}

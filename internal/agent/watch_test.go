@@ -11,6 +11,7 @@ import (
 
 	"livepatch"
 	"livepatch/internal/kernel/kerneltest"
+	"livepatch/internal/localapi"
 )
 
 // TestEveryMachineTellsOfCrashes: also one without a livepatch, or with one that is
@@ -255,5 +256,48 @@ func TestCheckInTellsHardware(t *testing.T) {
 	b.refresh()
 	if r := b.srv.lastCheck(); r.Hardware != "QEMU Standard PC" || r.Virt == "" {
 		t.Errorf("the server was told hardware %q, virt %q", r.Hardware, r.Virt)
+	}
+}
+
+// TestHaltWhileTheModuleDownloads: the server calls, and when asked again it grants
+// nothing any more, or something else.
+func TestHaltWhileTheModuleDownloads(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		happens func(*bench)
+		loads   []string
+	}{
+		"halt":               {func(b *bench) { b.srv.give(nil) }, nil},
+		"another version":    {func(b *bench) { b.srv.offer(version(7)) }, nil},
+		"the server is away": {func(b *bench) { b.srv.set(func(s *fakeServer) { s.down = true }) }, nil},
+		"something else":     {func(*bench) {}, []string{moduleName(1)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t)
+				b.enable()
+				b.running()
+				b.publish(1)
+				once := false
+				b.srv.spoil = func(path string, body []byte) []byte {
+					if strings.HasPrefix(path, "/stream/archives/") && !once {
+						once = true
+						b.srv.events <- struct{}{}
+						time.Sleep(time.Second) // the event arrives while this is on its way
+						tc.happens(b)
+					}
+					return body
+				}
+				_, err := b.a.refresh(t.Context(), localapi.RefreshRequest{})
+				if err != nil {
+					t.Log(err)
+				}
+				b.wantLoads(tc.loads...)
+				if s := b.status(); name == "halt" && len(s.Problems) != 0 {
+					t.Errorf("problems %v", s.Problems)
+				}
+			})
+		})
 	}
 }
