@@ -265,8 +265,8 @@ func (w *weighing) advance() {
 		if change == nil {
 			next, change = w.pass(r)
 		}
-		if change == nil {
-			return
+		if change == nil || change.Action == "advance" && len(w.fleet) == 0 {
+			return // where there is no machine, time proves nothing
 		}
 		if change.Action == "halt" {
 			w.out.Halt = change
