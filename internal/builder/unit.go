@@ -77,8 +77,9 @@ func (b *build) compileVariant(ctx context.Context, f *fix, work string, u *unit
 	return nil
 }
 
-// keptDir is where a tree keeps objects of unchanged files.
-const keptDir = ".livepatch-objects"
+// keptDir is where a tree keeps objects of unchanged files. The number counts changes
+// of how they are compiled.
+const keptDir = ".livepatch-objects-1"
 
 // compileOnce compiles unless the object is there. It appears whole or not at all.
 func (b *build) compileOnce(ctx context.Context, root string, u *unit, object string, flags []string) error {
