@@ -71,13 +71,12 @@ func (h *hub) contact(machine string) (connected bool, left time.Time) {
 	return h.machines[machine] != nil, h.left[machine]
 }
 
-// wake wakes the first n of these machines that hold a stream.
-func (h *hub) wake(machines []string, n int) {
+// wake wakes these machines, if they hold a stream.
+func (h *hub) wake(machines []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, id := range machines {
-		if sub := h.machines[id]; sub != nil && n > 0 {
-			n--
+		if sub := h.machines[id]; sub != nil {
 			sub.wake()
 		}
 	}

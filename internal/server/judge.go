@@ -89,12 +89,12 @@ func (s *Server) judge(ctx context.Context, id string) error {
 		return err
 	}
 	for _, c := range j.Changes {
-		s.changed(ctx, j.Rollout, c)
+		s.announce(j.Rollout, c)
 	}
 	if j.Halt != nil {
 		return s.halt(ctx, rollout.ActorJudge, id, j.Halt.Reason, j.Halt.Assessment)
 	}
-	s.hub.wake(j.Waiting, j.Free)
+	s.hub.wake(j.Waiting)
 	return nil
 }
 
@@ -103,7 +103,7 @@ func (s *Server) judge(ctx context.Context, id string) error {
 func (s *Server) heardOf(m store.Member, now time.Time) contact {
 	connected, left := s.hub.contact(m.ID)
 	if connected {
-		return contact{at: now, until: now}
+		return contact{at: now, until: now, connected: true}
 	}
 	c, quiet := contact{at: m.LastSeen}, s.CheckInterval*5/4+quietStream
 	if !left.Before(c.at) {
@@ -126,14 +126,19 @@ func (s *Server) halt(ctx context.Context, actor, id, reason string, assessment 
 	if err != nil {
 		return err
 	}
-	s.changed(ctx, r.Rollout, *change)
+	s.changed(r.Rollout, *change)
 	return nil
 }
 
-// changed tells everybody who wants to know that a rollout changed: machines, which
-// check in; people, by log, metric and webhook.
-func (s *Server) changed(_ context.Context, r rollout.Rollout, c rollout.StageChange) {
+// changed tells machines and people that a rollout is not what it was: all machines
+// of its kernel check in, because any of them may hold a grant.
+func (s *Server) changed(r rollout.Rollout, c rollout.StageChange) {
 	s.hub.changed([]livepatch.KernelTarget{r.Kernel})
+	s.announce(r, c)
+}
+
+// announce tells people, by log, metric, webhook and mail.
+func (s *Server) announce(r rollout.Rollout, c rollout.StageChange) {
 	s.metrics.changes.WithLabelValues(c.Action, actorKind(c.Actor)).Inc()
 	attrs := []any{"rollout", r.ID, "kernel", r.Kernel.String(), "version", r.Version.String(), "actor", c.Actor, "to", string(c.To), "reason", c.Reason}
 	if a := c.Assessment; a != nil {

@@ -50,7 +50,7 @@ func (s *Server) operateRollout(w http.ResponseWriter, r *http.Request, who call
 	if err != nil {
 		return err
 	}
-	s.changed(r.Context(), out.Rollout, change)
+	s.changed(out.Rollout, change)
 	s.nudge()
 	return s.reply(w, http.StatusOK, out)
 }

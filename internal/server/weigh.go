@@ -14,6 +14,8 @@ import (
 type contact struct {
 	at    time.Time
 	until time.Time
+	// connected machines can be told something.
+	connected bool
 }
 
 // attempt marks that the outcome of a machine's first attempt was weighed.
@@ -305,29 +307,32 @@ func (w *weighing) pass(r rollout.Rollout) (rollout.Rollout, *rollout.StageChang
 // restless is how long a machine that asked in vain is not woken again.
 const restless = time.Minute
 
-// free finds who can be told that there are grants to be had, longest waiting first.
+// free finds whom to tell that there are grants to be had: as many as there are,
+// longest waiting first, and of those that hold an event stream.
 func (w *weighing) free() {
 	r := w.out.Rollout
 	until, _ := r.Policy.FrozenUntil(w.Now)
 	if w.out.Halt != nil || !r.State.Moving() || r.Paused || !until.IsZero() && !r.Expedited {
 		return
 	}
-	w.out.Free = r.PendingLimit(w.out.Progress, w.Now)
-	if w.out.Free < 0 {
-		return
-	}
-	if w.out.Free = max(0, w.out.Free-w.out.Progress.Pending); w.out.Free == 0 {
-		return
+	free, begun := r.PendingLimit(w.out.Progress, w.Now), len(w.out.Changes) > 0
+	switch {
+	case free < 0 && !begun:
+		return // they were told when the stage began
+	case free < 0:
+		free = len(w.fleet)
+	default:
+		free = max(0, free-w.out.Progress.Pending)
 	}
 	var waiting []*member
 	for i := range w.fleet {
 		m := &w.fleet[i]
-		if m.online(w.Now) && (m.Trial == nil || m.Trial.Outcome == store.Void) && m.Running.Compare(r.Version) < 0 && w.Now.Sub(m.LastSeen) > restless && rollout.Drawn(m.Machine, &r) {
+		if m.connected && (m.Trial == nil || m.Trial.Outcome == store.Void) && m.Running.Compare(r.Version) < 0 && (begun || w.Now.Sub(m.LastSeen) > restless) && rollout.Drawn(m.Machine, &r) {
 			waiting = append(waiting, m)
 		}
 	}
 	slices.SortStableFunc(waiting, func(a, b *member) int { return cmp.Compare(a.LastSeen.UnixNano(), b.LastSeen.UnixNano()) })
-	for _, m := range waiting {
+	for _, m := range waiting[:min(len(waiting), free)] {
 		w.out.Waiting = append(w.out.Waiting, m.ID)
 	}
 }

@@ -290,7 +290,8 @@ func addReport(ctx context.Context, tx *sql.Tx, now time.Time, m api.Machine, r 
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return fmt.Errorf("use up grant: %w", err)
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO reports (machine_id, id, release, arch, version, kind, body, received, signature) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+	_, err = tx.ExecContext(ctx, `INSERT INTO reports (machine_id, id, release, arch, version, kind, body, received, signature, loaded) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,
+		coalesce((SELECT loaded FROM trials WHERE machine_id = $1 AND rollout_id = (SELECT id FROM rollouts WHERE release = $3 AND arch = $4 AND version = $5)), 0))`,
 		m.ID, r.ID, k.Release, k.Arch, r.Version.String(), r.Kind, string(body), millis(now), r.Signature)
 	if err != nil {
 		return fmt.Errorf("add report: %w", err)

@@ -61,7 +61,7 @@ type News struct {
 	// Known tells that machines had this signature without the patch, before it.
 	Known    bool
 	Received time.Time
-	// Trial is that of the machine, or nil.
+	// Trial is that of the machine, or nil; Loaded in it is as of the report.
 	Trial *Trial
 }
 
@@ -98,9 +98,7 @@ type Judgement struct {
 	Healthy []string
 	// Halt is the change that halts it; nil when nothing does.
 	Halt *rollout.StageChange
-	// Free is how many more grants there may be now, -1 for no bound; Waiting are the
-	// machines that are drawn and have not been granted it.
-	Free    int
+	// Waiting are the machines whose turn it is now.
 	Waiting []string
 }
 
@@ -233,7 +231,7 @@ func (s *Store) evidence(ctx context.Context, tx *sql.Tx, r row) (e Evidence, se
 		return e, 0, fmt.Errorf("read what was weighed: %w", err)
 	}
 	seq = r.judged
-	rows, err = tx.QueryContext(ctx, `SELECT r.seq, r.machine_id, a.plan, m.tier, m.hardware, m.virt, r.body, r.received, coalesce(t.granted, 0), coalesce(t.loaded, 0), coalesce(t.outcome, '')
+	rows, err = tx.QueryContext(ctx, `SELECT r.seq, r.machine_id, a.plan, m.tier, m.hardware, m.virt, r.body, r.received, coalesce(t.granted, 0), CASE WHEN r.loaded > 0 THEN r.loaded ELSE coalesce(t.loaded, 0) END, coalesce(t.outcome, '')
 		FROM reports r JOIN machines m ON m.id = r.machine_id JOIN accounts a ON a.id = m.account_id
 		LEFT JOIN trials t ON t.machine_id = r.machine_id AND t.rollout_id = $1
 		WHERE r.seq > $2 AND r.release = $3 AND r.arch = $4 ORDER BY r.seq LIMIT $5`, r.ID, r.judged, r.Kernel.Release, r.Kernel.Arch, newsAtOnce)

@@ -101,7 +101,10 @@ func (s *Store) follow(ctx context.Context, tx *sql.Tx, before, next rollout.Rol
 	if _, err := tx.ExecContext(ctx, `INSERT INTO rollout_changes (rollout_id, body) VALUES ($1, $2)`, next.ID, string(body)); err != nil {
 		return fmt.Errorf("write history: %w", err)
 	}
-	detail := fmt.Sprintf("%s to %s: %s", stageName(before), stageName(next), change.Reason)
+	detail := fmt.Sprintf("%s to %s", stageName(before), stageName(next))
+	if change.Reason != "" {
+		detail += ": " + change.Reason
+	}
 	switch change.Action {
 	case "start", "expedite":
 		if err := s.begun(ctx, tx, next.ID); err != nil {
