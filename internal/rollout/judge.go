@@ -96,10 +96,13 @@ type bettor struct {
 	boldness float64
 }
 
+// bettorCount is how many strategies share the stake of one test.
+const bettorCount = 4
+
 // bettors bet on harm soon after the load or at any age, boldly or less so.
-func bettors() [4]bettor {
+func bettors() [bettorCount]bettor {
 	soon, ever := [WindowCount]float64{1, 0.3, 0.05, 0}, [WindowCount]float64{1, 1, 1, 1}
-	return [4]bettor{{0.5, soon, 1}, {0.15, soon, 0.1}, {0.25, ever, 1}, {0.1, ever, 0.1}}
+	return [bettorCount]bettor{{0.5, soon, 1}, {0.15, soon, 0.1}, {0.25, ever, 1}, {0.1, ever, 0.1}}
 }
 
 // The stakes on an event, by its signature: how much more often than by chance the
@@ -240,7 +243,7 @@ func (j *Judge) bet(e *Event, key testKey, part, stake float64, risk Risk) {
 			}
 			weight = 0.35 * part * 4 / ((k + 3) * (k + 4))
 		}
-		t = &Test{Kind: key.kind, Slice: key.slice, Weight: weight, Logs: make([]float64, len(bettors()))}
+		t = &Test{Kind: key.kind, Slice: key.slice, Weight: weight, Logs: make([]float64, bettorCount)}
 		j.index[key] = t
 		j.Tests = append(j.Tests, t)
 	}

@@ -124,7 +124,6 @@ func (l *lvfs) failed(int) bool {
 // progress. Whoever crashes or falls silent in its watch has timed out, until it is
 // heard of again after silence; what happens later is not seen.
 type nebraska struct {
-	never
 	waiting  bool // for the first machine
 	timeOuts int
 	complete []bool // by load
