@@ -136,3 +136,31 @@ func TestPowerCutLongAfterTheLoadIsNoSuspicion(t *testing.T) {
 		t.Error("the machine is not granted the livepatch again that it lost with the power")
 	}
 }
+
+// TestCrashIsAsOldAsTheLoadBefore: a machine goes down a day after the load, loads
+// the livepatch again at boot and reports both at once. That is no crash of a machine
+// that has just loaded it.
+func TestCrashIsAsOldAsTheLoadBefore(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 3, 0)
+	one := f.publish(t, kernel, "one")
+	m := f.machines[0]
+	f.run(60, func() bool { return m.loaded != nil })
+	f.clock.advance(24 * time.Hour)
+	f.report(m, livepatch.ReportRebooted, one.Version, "rip:tcp_ack+0x1b")
+	f.report(m, livepatch.ReportApplied, one.Version, "")
+	f.checkIn(m)
+	var age time.Duration
+	_, err := f.Store.JudgeRollout(t.Context(), f.only().ID, func(e store.Evidence) store.Judgement {
+		for _, n := range e.News {
+			if n.Kind == livepatch.ReportRebooted {
+				age = n.Received.Sub(n.Trial.Loaded)
+			}
+		}
+		return store.Judgement{Rollout: e.Rollout, Judge: e.Judge}
+	})
+	must(t, err)
+	if age < 24*time.Hour {
+		t.Errorf("the livepatch counts as loaded %v before the crash", age)
+	}
+}
