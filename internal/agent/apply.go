@@ -57,6 +57,9 @@ func (a *Agent) apply(ctx context.Context, t attempt) error {
 		Grant: t.grantID(), Phase: phaseLoading, Baseline: a.o.Kernel.Baseline(), Tries: 1,
 	}
 	j.At, j.Started = time.Now(), time.Now()
+	if a.memory.Seen != nil {
+		j.Known = slices.Clone(a.memory.Seen.Told)
+	}
 	if old := a.journal; old != nil && old.BootID == j.BootID && old.Phase == phaseLoading && old.Version == j.Version {
 		j.Tries = old.Tries + 1
 	}

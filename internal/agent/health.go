@@ -49,6 +49,7 @@ func (a *Agent) health(now time.Time) (news bool) {
 		// Taint counts even without the log.
 		a.o.Log.Warn("kernel log", "err", err)
 	}
+	e = e.Without(j.Known)
 	j.Checks++
 	last := j.Checks >= len(healthTimes(a.settings.duration("soak-time")))
 	a.o.Log.Info("health", "version", j.Version, "check", j.Checks, "found", string(e.Kind), "signature", e.Signature)
@@ -57,6 +58,9 @@ func (a *Agent) health(now time.Time) (news bool) {
 	}
 	if e.Kind != livepatch.ReportHealthy {
 		j.Found = e.Kind
+		if a.memory.Seen != nil {
+			a.memory.Seen.tell(e.Signature)
+		}
 		a.troubled(&j, e)
 	}
 	if last {

@@ -37,6 +37,10 @@ type journal struct {
 	Started time.Time `json:"started"`
 	// Baseline is the kernel's health before the load.
 	Baseline kernel.Baseline `json:"baseline"`
+	// Known are the signatures that this boot had before the load: a driver that
+	// warns all the time does so on machines without a livepatch too, where it is told
+	// once.
+	Known []string `json:"known,omitempty"`
 	// Tries counts attempts in this boot at which the daemon died while loading.
 	Tries int `json:"tries"`
 	// Checks is how many health checks were made since the load.

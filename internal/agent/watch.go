@@ -22,8 +22,17 @@ type seenBoot struct {
 	Since time.Time `json:"since"`
 	// Mark is up to where log and taint were looked at; it names the boot.
 	Mark kernel.Baseline `json:"mark"`
-	// Told are the signatures that were reported: each is once per boot.
+	// Told are the signatures that were found: each is reported once per boot.
 	Told []string `json:"told,omitempty"`
+}
+
+// tell tells whether a signature is new, and notes it.
+func (b *seenBoot) tell(signature string) bool {
+	if slices.Contains(b.Told, signature) {
+		return false
+	}
+	b.Told = append(b.Told[max(0, len(b.Told)+1-maxTold):], signature)
+	return true
 }
 
 // maxUnasked is how many such reports a machine makes a day (UTC), so that one whose
@@ -145,10 +154,9 @@ func (a *Agent) look(tell bool) {
 	}
 	version, module := a.inForce()
 	for _, in := range found {
-		if slices.Contains(seen.Told, in.Signature) || !a.memory.Unasked.take(time.Now()) {
+		if !seen.tell(in.Signature) || !a.memory.Unasked.take(time.Now()) {
 			continue
 		}
-		seen.Told = append(seen.Told[max(0, len(seen.Told)+1-maxTold):], in.Signature)
 		a.o.Log.Info("kernel trouble", "kind", string(in.Kind), "signature", in.Signature, "version", version)
 		a.tell(livepatch.Report{
 			Kind: in.Kind, Version: version, Module: module, Signature: in.Signature, Evidence: clip(in.Text),

@@ -301,3 +301,28 @@ func TestHaltWhileTheModuleDownloads(t *testing.T) {
 		})
 	}
 }
+
+// TestOldTroubleIsNotThePatchs: a driver that warned before the load goes on doing so
+// while the livepatch soaks. Other machines told of it once, so this one does too.
+func TestOldTroubleIsNotThePatchs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.enable()
+		b.refresh()
+		b.kern.Warn("nic_poll+0x7")
+		b.publish(1)
+		b.running()
+		b.kern.Warn("nic_poll+0x7")
+		time.Sleep(2 * time.Minute)
+		b.kern.Warn("tcp_ack+0x1b")
+		time.Sleep(5 * time.Hour)
+		b.kern.Warn("tcp_ack+0x1b")
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		want := []livepatch.ReportKind{livepatch.ReportWarned, livepatch.ReportApplied, livepatch.ReportHealthy, livepatch.ReportWarned}
+		if got := b.srv.kinds(); !slices.Equal(got, want) {
+			t.Errorf("the server was told %v, want %v", got, want)
+		}
+	})
+}

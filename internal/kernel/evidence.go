@@ -45,6 +45,11 @@ func (s *System) EvidenceSince(b Baseline) (Evidence, error) {
 	return e, err
 }
 
+// Without is e without the incidents of these signatures.
+func (e Evidence) Without(signatures []string) Evidence {
+	return judge(slices.DeleteFunc(slices.Clone(e.Incidents), func(in Incident) bool { return slices.Contains(signatures, in.Signature) }), e.Gained)
+}
+
 // judge chooses the gravest of what was found. Pure.
 func judge(incidents []Incident, gained Taint) Evidence {
 	e := Evidence{Kind: livepatch.ReportHealthy, Gained: gained, Incidents: incidents}
