@@ -405,7 +405,7 @@ func (p *program) tellPublished(r published) error {
 	}
 	switch {
 	case r.Already:
-		return p.s.Printf("This very module was published already; nothing changed.")
+		return p.s.Printf("This very module was published already; nothing changed. How it is rolled out is changed with 'livepatch-admin rollout'.")
 	case r.DryRun:
 		return p.s.Printf("Dry run: nothing was uploaded or published.")
 	}

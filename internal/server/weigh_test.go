@@ -25,7 +25,7 @@ func (f *fleet) inside() (r rollout.Rollout) {
 // gets the patch, and a later halt does not change who was drawn.
 func TestOnlyDrawnMachinesAreGranted(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 30, 5)
+	f := newFleet(t, 50, 5)
 	f.publish(t, kernel, "one")
 	r := f.inside()
 	f.used = func(m *fake) {
