@@ -128,7 +128,10 @@ func (t *trial) run(ctx context.Context, f *fix) string {
 
 // reproducer is the bug that test/fixes/repro can provoke of the file, "" for none.
 func reproducer(file string) string {
+	file, _, _ = strings.Cut(file, " ")
 	switch file {
+	case "fs/proc/cmdline.c":
+		return "special"
 	case "drivers/net/ifb.c":
 		return "ifb"
 	case "drivers/comedi/drivers/comedi_test.c":

@@ -33,7 +33,7 @@ func main() {
 
 // fix is one row of the index and what became of it.
 type fix struct {
-	file, patch, object, verdict, functions, reason string
+	dir, file, patch, object, verdict, functions, reason string
 
 	report *builder.Report
 	// failed is an error of the builder that is no refusal.
@@ -58,17 +58,22 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fixes, err := readIndex(filepath.Join(*dir, "INDEX.tsv"), *only)
+	fixes, err := readIndex(*dir, *only)
 	if err != nil {
 		return err
 	}
+	own, err := readIndex(filepath.Join(l.Root, "test", "fixes", "own"), *only)
+	if err != nil {
+		return err
+	}
+	fixes = append(fixes, own...)
 	modules, err := os.MkdirTemp("", "livepatch-fixes-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(modules) //nolint:errcheck // a temporary folder
 	for i, f := range fixes {
-		f.build(ctx, l.Cache, *dir, modules)
+		f.build(ctx, l.Cache, modules)
 		fmt.Fprintf(log, "%d/%d %s: %s\n", i+1, len(fixes), f.file, f.result())
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -82,8 +87,8 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 	return os.WriteFile(*out, []byte(table(fixes)), 0o644)
 }
 
-func readIndex(path, only string) ([]*fix, error) {
-	b, err := os.ReadFile(path)
+func readIndex(dir, only string) ([]*fix, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "INDEX.tsv"))
 	if err != nil {
 		return nil, fmt.Errorf("read the index of fixes: %w", err)
 	}
@@ -91,15 +96,15 @@ func readIndex(path, only string) ([]*fix, error) {
 	for i, line := range strings.Split(strings.TrimSpace(string(b)), "\n") {
 		col := strings.Split(line+strings.Repeat("\t", 6), "\t")
 		if i > 0 && strings.Contains(col[1], only) {
-			fixes = append(fixes, &fix{file: col[0], patch: col[1], object: col[2], verdict: col[3], functions: col[4], reason: col[5]})
+			fixes = append(fixes, &fix{dir: dir, file: col[0], patch: col[1], object: col[2], verdict: col[3], functions: col[4], reason: col[5]})
 		}
 	}
 	return fixes, nil
 }
 
 // build builds the fix's module into the folder.
-func (f *fix) build(ctx context.Context, cache, dir, modules string) {
-	diff, err := os.ReadFile(filepath.Join(dir, f.patch))
+func (f *fix) build(ctx context.Context, cache, modules string) {
+	diff, err := os.ReadFile(filepath.Join(f.dir, f.patch))
 	if err != nil {
 		f.report, f.failed = &builder.Report{}, err
 		return

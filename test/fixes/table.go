@@ -27,7 +27,7 @@ func table(fixes []*fix) string {
 	}
 	shown := 0
 	for _, f := range fixes {
-		if f.shown != "" {
+		if f.shown != "" && f.verdict != "" {
 			shown++
 		}
 	}
@@ -81,7 +81,7 @@ func (f *fix) sameFunctions() bool {
 func (f *fix) loadedCell() string {
 	line, _, _ := strings.Cut(f.loaded, "\n")
 	if f.shown != "" {
-		line += "; bug gone: " + f.shown
+		line += "; shown: " + f.shown
 	}
 	return line
 }

@@ -6,6 +6,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 	"unsafe"
 )
@@ -30,8 +31,25 @@ func run(args []string) (string, error) {
 		return comedi()
 	case "ifb":
 		return ifb()
+	case "special":
+		return special()
 	}
 	return "", fmt.Errorf("no bug %q is known", args[0])
+}
+
+// special reads what own/special_sections.patch makes the kernel print, after running
+// code that was fixed up by alternatives, paravirt, the exception table and static
+// keys, and that counts in per-CPU variables of the livepatch.
+func special() (string, error) {
+	b, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return "", err
+	}
+	before, _, ok := strings.Cut(string(b), " more ")
+	if !ok {
+		before = "as it was"
+	}
+	return before, nil
 }
 
 // vsock asks for a least buffer size above the greatest: include/uapi/linux/vm_sockets.h.
