@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +15,65 @@ import (
 	"livepatch/internal/rollout"
 	"livepatch/internal/store"
 )
+
+// rolloutModel is one rollout, one machine, and what should be true of them.
+type rolloutModel struct {
+	*fixture
+	id, machine string
+	// open is the latest grant; void are those that a halt or a pause ended.
+	open string
+	void map[string]bool
+	// changes is how often the rollout changed.
+	changes int
+}
+
+func (m *rolloutModel) verb(t *rapid.T) {
+	verb := rapid.SampledFrom([]string{"start", "pause", "resume", "promote", "expedite"}).Draw(t, "verb")
+	_, err := m.OperateRollout(context.Background(), "ann", m.id, verb, "because")
+	switch livepatch.CodeOf(err) {
+	case "":
+		m.changes++
+		m.void[m.open] = m.void[m.open] || verb == "pause"
+	case livepatch.CodeConflict:
+	default:
+		t.Fatalf("%s: %v", verb, err)
+	}
+}
+
+func (m *rolloutModel) halt(t *rapid.T) {
+	change, err := m.HaltRollout(context.Background(), "judge", m.id, "because", nil)
+	must(t, err)
+	if change != nil {
+		m.changes++
+	}
+	m.void[m.open] = true
+}
+
+func (m *rolloutModel) ask(t *rapid.T) {
+	ctx := context.Background()
+	m.clock.advance(time.Second)
+	out, err := m.CheckIn(ctx, m.machine, checkIn("b1"), granting(m.id))
+	must(t, err)
+	now, err := m.Rollout(ctx, m.id)
+	must(t, err)
+	if moves := now.State.Moving() && !now.Paused; (out.Grant != nil) != moves {
+		t.Fatalf("in state %s (paused: %v) the grant is %+v", now.State, now.Paused, out.Grant)
+	}
+	if out.Grant == nil {
+		return
+	}
+	if m.open = out.Grant.ID; m.void[m.open] {
+		t.Fatalf("grant %s was made void and is given again", m.open)
+	}
+}
+
+func (m *rolloutModel) check(t *rapid.T) {
+	now, err := m.Rollout(context.Background(), m.id)
+	must(t, err)
+	if len(now.Changes) != m.changes || now.State == rollout.Staged {
+		t.Fatalf("after %d changes the history has %d, and the state is %s", m.changes, len(now.Changes), now.State)
+	}
+}
 
 // TestNoVerbsLeadToAGrantAfterAHalt does random things to rollouts: whatever was
 // done before, a rollout that does not move grants nothing, no grant from before a
@@ -32,65 +92,18 @@ func TestNoVerbsLeadToAGrantAfterAHalt(t *testing.T) {
 	var major uint32
 	rapid.Check(t, func(rt *rapid.T) {
 		major++
-		r := f.publishOnly(t, major)
-		machine := f.enrol(t, int(major))
-		void := map[string]bool{} // ids of grants that a halt or pause ended
-		open := ""
-		changes := 1
-		ctx := context.Background()
-		rt.Repeat(map[string]func(*rapid.T){
-			"verb": func(rt *rapid.T) {
-				verb := rapid.SampledFrom([]string{"start", "pause", "resume", "promote", "expedite"}).Draw(rt, "verb")
-				if _, err := s.OperateRollout(ctx, "ann", r.ID, verb, "because"); err == nil {
-					changes++
-					void[open] = void[open] || verb == "pause"
-				} else if livepatch.CodeOf(err) != livepatch.CodeConflict {
-					rt.Fatalf("%s: %v", verb, err)
-				}
-			},
-			"halt": func(rt *rapid.T) {
-				change, err := s.HaltRollout(ctx, "judge", r.ID, "because", nil)
-				must(rt, err)
-				if change != nil {
-					changes++
-				}
-				void[open] = true
-			},
-			"check in": func(rt *rapid.T) {
-				c.advance(time.Second)
-				out, err := s.CheckIn(ctx, machine, checkIn("b1"), granting(r.ID))
-				must(rt, err)
-				now, err := s.Rollout(ctx, r.ID)
-				must(rt, err)
-				moves := now.State.Moving() && !now.Paused
-				if (out.Grant != nil) != moves {
-					rt.Fatalf("in state %s (paused: %v) the grant is %+v", now.State, now.Paused, out.Grant)
-				}
-				if out.Grant != nil {
-					open = out.Grant.ID
-					if void[open] {
-						rt.Fatalf("grant %s was made void and is given again", open)
-					}
-				}
-			},
-			"": func(rt *rapid.T) {
-				now, err := s.Rollout(ctx, r.ID)
-				must(rt, err)
-				if len(now.Changes) != changes || now.State == rollout.Staged {
-					rt.Fatalf("after %d changes the history has %d", changes, len(now.Changes))
-				}
-			},
-		})
-		lines, err := s.Audit(ctx, 300)
+		m := &rolloutModel{fixture: f, id: f.publishOnly(t, major).ID, machine: f.enrol(t, int(major)), void: map[string]bool{}, changes: 1}
+		rt.Repeat(map[string]func(*rapid.T){"verb": m.verb, "halt": m.halt, "check in": m.ask, "": m.check})
+		lines, err := s.Audit(context.Background(), 300)
 		must(t, err)
 		n := 0
 		for _, l := range lines {
-			if len(l.Object) > len(r.ID) && l.Object[:len(r.ID)] == r.ID && l.Action != "rollout.stage" {
+			if strings.HasPrefix(l.Object, m.id) && l.Action != "rollout.stage" {
 				n++
 			}
 		}
-		if n != changes {
-			rt.Fatalf("%d changes have %d lines in the audit log", changes, n)
+		if n != m.changes {
+			rt.Fatalf("%d changes have %d lines in the audit log", m.changes, n)
 		}
 	})
 }
