@@ -191,6 +191,6 @@ func (p *program) runWithdraw(c *cobra.Command, k livepatch.KernelTarget, v live
 		if result.Already {
 			return p.s.Printf("Livepatch %s of %s was withdrawn already; nothing changed.", v, k.Release)
 		}
-		return p.tell(result.submission, "Withdrew livepatch "+v.String()+" of "+k.Release+". Machines that are connected unload it within seconds, others when they check in next.")
+		return p.tell(result.submission, "Withdrew livepatch "+v.String()+" of "+k.Release+". Machines that are connected unload it within seconds, others when they check in next.\nWho could not and needs a reboot: livepatch-admin report patch-health "+k.Release+" "+v.String())
 	})
 }
