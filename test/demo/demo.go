@@ -22,17 +22,21 @@ type demo struct {
 	lab *lab.Lab
 	dir string
 
-	kernel      *lab.Kernel
-	module, deb string
-	service     *lab.Service
-	token       api.CreatedToken
-	host        *lab.Host
-	machineID   string
-	original    string
+	kernel            *lab.Kernel
+	diff, module, deb string
+	repro, built      string
+	service           *lab.Service
+	token             api.CreatedToken
+	host              *lab.Host
+	machineID         string
 }
 
-// patched is what /proc/cmdline shows once the livepatch is in force.
-const patched = "this has been live patched, version 1"
+// What the kernel answers to a program that sets the least size of a socket's buffer
+// above the greatest: with the bug the buffer grows beyond its maximum.
+const (
+	vulnerable = "maximum 1024, buffer 4096"
+	patched    = "maximum 1024, buffer 1024"
+)
 
 // run performs and returns the exit code.
 func run(ctx context.Context, out io.Writer) int {
@@ -72,13 +76,15 @@ func (d *demo) perform(ctx context.Context) (err error) {
 		name string
 		do   func(context.Context) (string, error)
 	}{
-		{"get the kernel and its headers", d.getKernel},
-		{"build the package, a livepatch and a Debian image", d.build},
+		{"get the kernel", d.getKernel},
+		{"get a real fix: what Debian changed in one file for " + lab.VsockFix.CVE, d.getFix},
+		{"build a livepatch from the fix", d.buildLivepatch},
+		{"build the package and a Debian image", d.build},
 		{"start the server on its embedded default", d.serve},
 		{"publish the livepatch", d.publish},
 		{"boot Debian with systemd in a virtual machine", d.boot},
 		{"install the package", d.install},
-		{"look at /proc/cmdline before", d.before},
+		{"see the bug in the running kernel", d.before},
 		{"enable with a token", d.enable},
 		{"see the running kernel patched", d.seePatched},
 		{"ask for the status on the machine", d.status},
@@ -100,7 +106,26 @@ func (d *demo) getKernel(ctx context.Context) (_ string, err error) {
 	return "linux-image-" + lab.Release, err
 }
 
-// build makes everything at once that does not depend on each other.
+func (d *demo) getFix(ctx context.Context) (_ string, err error) {
+	if d.diff, err = d.lab.Diff(ctx, lab.VsockFix); err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(d.diff)
+	d.text("$ cat "+filepath.Base(d.diff), string(text))
+	return lab.VsockFix.File + ", from " + lab.VsockFix.From + " to " + lab.VsockFix.To, err
+}
+
+func (d *demo) buildLivepatch(ctx context.Context) (said string, err error) {
+	name := lab.ModuleName(lab.Release, 1)
+	d.module, said, err = d.lab.BuildFix(ctx, d.kernel, lab.VsockFix, d.diff, d.dir, name)
+	if err != nil {
+		return "", err
+	}
+	d.text("$ livepatch-admin build --kernel "+lab.Release+" --fixes "+lab.VsockFix.CVE+" "+filepath.Base(d.diff)+" -o "+name+".ko", said)
+	return filepath.Base(d.module), nil
+}
+
+// build makes everything else at once: the parts do not depend on each other.
 func (d *demo) build(ctx context.Context) (string, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -108,18 +133,16 @@ func (d *demo) build(ctx context.Context) (string, error) {
 		return err
 	})
 	g.Go(func() (err error) {
-		if d.deb, err = d.lab.Package(ctx, filepath.Join(d.dir, "dist"), "livepatch"); err != nil {
+		if d.repro, err = d.lab.GoBuild(ctx, "./test/fixes/repro"); err != nil {
 			return err
 		}
-		d.module, err = d.lab.BuildModule(ctx, d.kernel, lab.Module{
-			Source: "cmdline", Name: lab.ModuleName(lab.Release, 1), Version: 1,
-		})
+		d.deb, err = d.lab.Package(ctx, filepath.Join(d.dir, "dist"), "livepatch")
 		return err
 	})
 	if err := g.Wait(); err != nil {
 		return "", err
 	}
-	return filepath.Base(d.module), nil
+	return filepath.Base(d.deb), nil
 }
 
 func (d *demo) serve(ctx context.Context) (_ string, err error) {
@@ -133,12 +156,12 @@ func (d *demo) serve(ctx context.Context) (_ string, err error) {
 }
 
 func (d *demo) publish(ctx context.Context) (string, error) {
-	source := filepath.Join(d.lab.Root, "test", "modules", "cmdline.c")
-	out, err := d.service.Publish(ctx, d.kernel, d.module, "--source", source)
+	fixes := lab.VsockFix.CVE + ":" + lab.VsockFix.Priority
+	out, err := d.service.Admin(ctx, "publish", d.module, "--fixes", fixes, "--kernel-image", d.kernel.Image, "--source", d.diff)
 	if err != nil {
 		return "", err
 	}
-	d.text("$ livepatch-admin publish "+filepath.Base(d.module)+" --fixes CVE-2026-1234:high --kernel-image vmlinuz", out)
+	d.text("$ livepatch-admin publish "+filepath.Base(d.module)+" --fixes "+fixes+" --kernel-image vmlinuz --source "+filepath.Base(d.diff), out)
 	return "livepatch 1.1 is signed and on offer", nil
 }
 
@@ -170,16 +193,10 @@ func (d *demo) install(ctx context.Context) (string, error) {
 }
 
 func (d *demo) before(ctx context.Context) (string, error) {
-	out, err := d.host.Shell(ctx, "cat /proc/cmdline")
-	if err != nil {
+	if err := d.host.CopyIn(ctx, d.repro, "/root/provoke", 0o755); err != nil {
 		return "", err
 	}
-	d.text("# cat /proc/cmdline", out)
-	d.original = out
-	if strings.Contains(out, "patched") {
-		return "", fmt.Errorf("it is patched already: %s", out)
-	}
-	return strings.Fields(out)[0] + " ...", nil
+	return vulnerable, d.shows(ctx, vulnerable, time.Second)
 }
 
 // enable types the command that the token came with. The server's own authority is
@@ -205,20 +222,20 @@ func (d *demo) enable(ctx context.Context) (string, error) {
 	return "enrolled", nil
 }
 
-// shows waits until /proc/cmdline in the machine begins with text.
-func (d *demo) shows(ctx context.Context, text string, timeout time.Duration) error {
-	return lab.Await(ctx, "/proc/cmdline to be "+text, timeout, func() (string, bool, error) {
-		out, err := d.host.Shell(ctx, "cat /proc/cmdline")
-		return out, strings.HasPrefix(out, text), err
+// shows waits until the program that provokes the bug says want.
+func (d *demo) shows(ctx context.Context, want string, timeout time.Duration) error {
+	err := lab.Await(ctx, "the kernel to answer "+want, timeout, func() (string, bool, error) {
+		out, err := d.host.Shell(ctx, "/root/provoke vsock")
+		return out, strings.TrimSpace(out) == want, err
 	})
+	if err == nil {
+		d.text("# provoke vsock", want)
+	}
+	return err
 }
 
 func (d *demo) seePatched(ctx context.Context) (string, error) {
-	if err := d.shows(ctx, patched, time.Minute); err != nil {
-		return "", err
-	}
-	d.text("# cat /proc/cmdline", patched)
-	return patched, nil
+	return patched, d.shows(ctx, patched, time.Minute)
 }
 
 // status asks until the transition is over and the server knows.
@@ -288,10 +305,9 @@ func (d *demo) withdraw(ctx context.Context) (string, error) {
 }
 
 func (d *demo) seeUnpatched(ctx context.Context) (string, error) {
-	if err := d.shows(ctx, strings.TrimSpace(d.original), 2*time.Minute); err != nil {
+	if err := d.shows(ctx, vulnerable, 2*time.Minute); err != nil {
 		return "", err
 	}
-	d.text("# cat /proc/cmdline", d.original)
 	err := lab.Await(ctx, "the module to be gone", time.Minute, func() (string, bool, error) {
 		out, err := d.host.Shell(ctx, "ls /sys/kernel/livepatch; grep lkp_ /proc/modules || true")
 		return out, out == "", err

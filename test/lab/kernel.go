@@ -52,14 +52,8 @@ func (l *Lab) unpacked(ctx context.Context, name string) (string, error) {
 		if err := os.Chmod(down, 0o777); err != nil {
 			return err
 		}
-		if _, err := run(ctx, down, nil, "apt-get", "download", "-q", name); err != nil {
-			// The lists of what there is may be missing, or older than the package.
-			if _, err := run(ctx, down, nil, "apt-get", "update", "-q"); err != nil {
-				return err
-			}
-			if _, err := run(ctx, down, nil, "apt-get", "download", "-q", name); err != nil {
-				return err
-			}
+		if err := download(ctx, down, name); err != nil {
+			return err
 		}
 		debs, err := filepath.Glob(filepath.Join(down, "*.deb"))
 		if err != nil || len(debs) != 1 {
@@ -68,6 +62,19 @@ func (l *Lab) unpacked(ctx context.Context, name string) (string, error) {
 		_, err = run(ctx, "", nil, "dpkg-deb", "-x", debs[0], tmp)
 		return err
 	})
+}
+
+// download has apt fetch a package, NAME or NAME=VERSION, into dir.
+func download(ctx context.Context, dir, spec string) error {
+	if _, err := run(ctx, dir, nil, "apt-get", "download", "-q", spec); err == nil {
+		return nil
+	}
+	// The lists of what there is may be missing, or older than the package.
+	if _, err := run(ctx, dir, nil, "apt-get", "update", "-q"); err != nil {
+		return err
+	}
+	_, err := run(ctx, dir, nil, "apt-get", "download", "-q", spec)
+	return err
 }
 
 // bootModules are loaded by the initramfs, each after what it needs.
