@@ -32,7 +32,9 @@ func (l Layout) String() string {
 }
 
 // Layouts reads the named structures and unions from an object's DWARF. Of several
-// with one name the first counts. It never panics; an object without DWARF has none.
+// with one name the first counts. It never panics; an object without DWARF has none. It
+// is for objects that we compiled ourselves: damaged debugging information may keep it
+// busy for ever, and what compressed sections unpack to is not bounded.
 func Layouts(b []byte) (layouts map[string]Layout, err error) {
 	defer func() {
 		if r := recover(); r != nil {

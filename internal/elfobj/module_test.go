@@ -134,3 +134,18 @@ func FuzzReadModule(f *testing.F) {
 		}
 	})
 }
+
+func TestLayouts(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile("../elfdiff/testdata/refused.old.o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := elfobj.Layouts(b)
+	if err != nil || all["layout"].String() != "8 a@0.0 c@4.0" {
+		t.Errorf("struct layout is %q, %v", all["layout"], err)
+	}
+	if _, err := elfobj.Layouts(b[:len(b)/2]); err == nil {
+		t.Error("half an object is read without an error")
+	}
+}
