@@ -77,6 +77,8 @@ type Agent struct {
 	// failedVersion is the version that the problem in areaApply is about.
 	failedVersion livepatch.Version
 
+	// wish is what a person asked for, until the server has been told.
+	wish *localapi.RefreshRequest
 	// asked is what heard was when the server was last asked.
 	asked uint64
 

@@ -306,7 +306,7 @@ func (s *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/v1/events":
 		s.serveEvents(w, r)
 	case r.URL.Path == "/v1/info":
-		reply(w, http.StatusOK, api.Info{Version: "1", Time: time.Now()})
+		reply(w, http.StatusOK, api.Info{Version: "1", Time: time.Now().Add(s.skew)})
 	case r.URL.Path == "/v1/machines":
 		s.enrol(w, r)
 	case r.URL.Path == "/v1/check-in":

@@ -79,6 +79,7 @@ func (a *Agent) checkIn(ctx context.Context) (*livepatch.Grant, error) {
 	if err == nil {
 		var resp api.CheckInResponse
 		if resp, err = c.CheckIn(ctx, a.checkInRequest()); err == nil {
+			a.wish = nil
 			a.answered(resp)
 			return resp.Grant, nil
 		}
@@ -110,6 +111,9 @@ func (a *Agent) checkInRequest() api.CheckInRequest {
 		Hardware: a.facts.Hardware, Virt: a.facts.Virt,
 		Loaded:  []livepatch.LoadedPatch{},
 		Reports: a.memory.Reports[:min(reportBatch, len(a.memory.Reports))],
+	}
+	if a.wish != nil {
+		req.Retry, req.RetrySuspect = true, a.wish.RetrySuspect
 	}
 	loaded, err := a.o.Kernel.Loaded()
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"livepatch"
 	"livepatch/internal/api"
@@ -78,7 +79,12 @@ func (a *Agent) chosenServer(asked string) (string, error) {
 // has, held against the fingerprint when there is one.
 func (a *Agent) trust(ctx context.Context, c *api.Client, fingerprint string) (*stream.Reader, error) {
 	// A server that cannot be talked to is told apart by its API client best.
-	if _, err := c.Info(ctx); err != nil {
+	info, err := c.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// A connection that is open already does not look at certificates' dates again.
+	if err := (serverClock{server: info.Time, taken: time.Now()}).skew(); err != nil {
 		return nil, err
 	}
 	trusted := "package"

@@ -155,9 +155,16 @@ func TestSuspectIsRetriedWhenAsked(t *testing.T) {
 		t.Errorf("evidence is %q", r.Evidence)
 	}
 	b.srv.offer(version(1))
+	before := b.srv.count()
 	_, err := b.a.refresh(t.Context(), localapi.RefreshRequest{RetrySuspect: true})
 	b.ok(err)
 	b.wantRunning(moduleName(1))
+	// The server holds it back as well: it is told of the wish, once.
+	for i, c := range b.srv.checks[before:] {
+		if c.Retry != (i == 0) || c.RetrySuspect != (i == 0) {
+			t.Errorf("check %d after the wish: retry %v, retry suspect %v", i, c.Retry, c.RetrySuspect)
+		}
+	}
 }
 
 func TestRebootByHandIsNoCrash(t *testing.T) {

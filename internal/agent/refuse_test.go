@@ -43,6 +43,7 @@ func TestEnableRefuses(t *testing.T) {
 		"revoked token":       {set: deny(livepatch.CodeTokenRevoked, "this token was revoked"), code: livepatch.CodeTokenRevoked, text: "revoked"},
 		"exhausted token":     {set: deny(livepatch.CodeTokenUsed, "this token was used 3 times"), code: livepatch.CodeTokenUsed, text: "used 3 times"},
 		"no seat":             {set: deny(livepatch.CodeSeatLimit, "3 of 3 seats are taken: a, b, c"), code: livepatch.CodeSeatLimit, text: "a, b, c"},
+		"clock wrong":         {set: func(b *bench) { b.srv.skew = 24 * time.Hour }, code: livepatch.CodeClock, text: "clock is -24h0m0s off the server's"},
 		"server down":         {set: func(b *bench) { b.srv.down = true }, code: livepatch.CodeUnavailable, text: "https://livepatch.test is not reachable"},
 		"plain http":          {req: localapi.EnableRequest{Token: goodToken, Server: "http://livepatch.test"}, code: livepatch.CodeInvalid, text: "write https"},
 		"no server":           {req: localapi.EnableRequest{Token: goodToken, Server: "-"}, code: livepatch.CodeInvalid, text: "which server?"},

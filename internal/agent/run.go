@@ -207,7 +207,9 @@ func (a *Agent) refresh(ctx context.Context, r localapi.RefreshRequest) (localap
 	if err := a.saveMemory(); err != nil {
 		return resp, err
 	}
+	a.wish = &r
 	err := a.check(ctx)
+	a.wish = nil
 	a.publish()
 	if err != nil {
 		return resp, err

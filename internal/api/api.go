@@ -62,6 +62,10 @@ type CheckInRequest struct {
 	// machines of their sort.
 	Hardware string `json:"hardware,omitempty"`
 	Virt     string `json:"virt,omitempty"`
+	// Retry tells that a person on the machine asked for this check: what failed
+	// there is offered again at once. RetrySuspect: so is what is suspected of a crash.
+	Retry        bool `json:"retry,omitempty"`
+	RetrySuspect bool `json:"retry_suspect,omitempty"`
 	// Reports not yet acknowledged, oldest first, at most 32.
 	Reports []livepatch.Report `json:"reports,omitempty"`
 }

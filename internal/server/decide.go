@@ -62,19 +62,21 @@ func loadedOurs(f store.Facts) *livepatch.Livepatch {
 	return found
 }
 
-// suspected tells whether version v crashed this machine. That counts for ever. A
+// suspected tells whether version v crashed this machine. That counts until a person
+// there asks for it all the same. A
 // machine that went down long after the load does not accuse what it ran.
 func suspected(f store.Facts, v livepatch.Version) bool {
-	return slices.ContainsFunc(f.Attempts, func(a store.Attempt) bool {
+	return !f.RetrySuspect && slices.ContainsFunc(f.Attempts, func(a store.Attempt) bool {
 		return a.Version == v && (a.Kind == livepatch.ReportRebooted && a.Code == livepatch.CodeSuspect || a.Kind == livepatch.ReportOopsed)
 	})
 }
 
 // failed tells whether version v is not to be tried on this machine now, because
 // it failed. A refusal by the kernel counts until the next boot, because the same
-// boot will refuse it again. What passes by itself counts for a while.
+// boot will refuse it again. What passes by itself counts for a while. When a person
+// on the machine asks, nothing of it counts.
 func failed(f store.Facts, v livepatch.Version) bool {
-	return slices.ContainsFunc(f.Attempts, func(a store.Attempt) bool {
+	return !f.Retry && slices.ContainsFunc(f.Attempts, func(a store.Attempt) bool {
 		if a.Version != v || a.Kind != livepatch.ReportFailed && a.Kind != livepatch.ReportStuck {
 			return false
 		}
@@ -90,7 +92,8 @@ func failed(f store.Facts, v livepatch.Version) bool {
 func passes(c livepatch.Code) bool {
 	switch c {
 	case livepatch.CodeDisk, livepatch.CodeUnavailable, livepatch.CodeTLS, livepatch.CodeClock, livepatch.CodeExpired,
-		livepatch.CodeMetadata, livepatch.CodeRollback, livepatch.CodeNotPrivileged, livepatch.CodeStuck:
+		livepatch.CodeMetadata, livepatch.CodeRollback, livepatch.CodeNotPrivileged, livepatch.CodeStuck,
+		livepatch.CodeTampered: // a proxy or a broken download, as a rule
 		return true
 	}
 	return false

@@ -171,7 +171,7 @@ func newReports(ctx context.Context, tx *sql.Tx, machine string, reports []livep
 func (s *Store) gather(ctx context.Context, tx *sql.Tx, now time.Time, out CheckedIn, req api.CheckInRequest, fresh []livepatch.Report) (Facts, error) {
 	m := out.Machine
 	f := Facts{Now: now, Machine: m.ID, Account: m.Account, Kernel: req.Kernel, BootID: req.BootID,
-		Catalogue: out.Catalogue, Loaded: req.Loaded, Suspects: req.Suspects}
+		Catalogue: out.Catalogue, Loaded: req.Loaded, Suspects: req.Suspects, Retry: req.Retry, RetrySuspect: req.RetrySuspect}
 	err := tx.QueryRowContext(ctx, `SELECT a.plan, m.tier FROM machines m JOIN accounts a ON a.id = m.account_id WHERE m.id = $1`, m.ID).Scan(&f.Plan, &f.Tier)
 	if err != nil {
 		return f, fmt.Errorf("find account: %w", err)

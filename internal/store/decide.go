@@ -22,6 +22,8 @@ type Facts struct {
 	Loaded    []livepatch.LoadedPatch
 	// Suspects are versions that the machine's boot guard holds back.
 	Suspects []livepatch.Version
+	// Retry and RetrySuspect are a person's wish; see api.CheckInRequest.
+	Retry, RetrySuspect bool
 	// Attempts is the latest report of the machine on each version and each kind,
 	// for this kernel.
 	Attempts []Attempt
