@@ -87,8 +87,11 @@ func (j *Judge) findings() []Finding {
 		}
 	}
 	if worth := j.Own.worth(); worth > ownCodePart && j.Own.Crashes > 0 {
-		out = append(out, Finding{Kind: Crash, Patched: j.Own.Crashes, Events: j.Own.Crashes, Evidence: worth, Machines: j.Own.Machines,
-			Text: fmt.Sprintf("%d crashes were in the patch's own code.", j.Own.Crashes)})
+		text := fmt.Sprintf("%d crashes were in the patch's own code.", j.Own.Crashes)
+		if j.Own.Crashes == 1 {
+			text = "1 crash was in the patch's own code."
+		}
+		out = append(out, Finding{Kind: Crash, Patched: j.Own.Crashes, Events: j.Own.Crashes, Evidence: worth, Machines: j.Own.Machines, Text: text})
 	}
 	for _, s := range attempts() {
 		if bad, all, g := j.tries(s.kind); g > 1 {
