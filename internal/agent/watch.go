@@ -162,7 +162,21 @@ func (a *Agent) look(tell bool) {
 			Kind: in.Kind, Version: version, Module: module, Signature: in.Signature, Evidence: clip(in.Text),
 			Detail: fmt.Sprintf("the kernel logged %q", in.Title),
 		})
+		a.blame(in)
 	}
+}
+
+// blame marks the livepatch in force for trouble in its own code. At any age that is
+// its fault, and the owner is to see it; other trouble after the soak is not.
+func (a *Agent) blame(in kernel.Incident) {
+	j := a.journal
+	if j == nil || j.BootID != a.facts.BootID || !strings.Contains(in.Text, "["+j.Module+"]") {
+		return
+	}
+	found := *j
+	found.Found = in.Kind
+	a.troubled(&found, kernel.Evidence{Kind: in.Kind, Signature: in.Signature, Text: in.Text, Incidents: []kernel.Incident{in}})
+	a.note(areaDisk, a.saveJournal(&found))
 }
 
 // inForce is the livepatch of ours that the kernel has; zero for none.

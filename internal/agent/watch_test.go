@@ -326,3 +326,36 @@ func TestOldTroubleIsNotThePatchs(t *testing.T) {
 		}
 	})
 }
+
+// TestOwnCodeIsBlamedAtAnyAge: trouble in the livepatch's code long after its soak is
+// shown to the owner as its fault; trouble elsewhere is not.
+func TestOwnCodeIsBlamedAtAnyAge(t *testing.T) {
+	t.Parallel()
+	for where, want := range map[string]livepatch.PatchState{
+		"nic_poll+0x7": livepatch.StateApplied,
+		"two_show+0x5": livepatch.StateAppliedWithBug,
+	} {
+		t.Run(where, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t)
+				b.enable()
+				b.publish(1)
+				b.running()
+				time.Sleep(24 * time.Hour)
+				lines := kerneltest.WarnLines(where)
+				if want == livepatch.StateAppliedWithBug {
+					lines[2] += " [" + moduleName(1) + "]"
+				}
+				b.kern.Log(lines...)
+				time.Sleep(2 * time.Hour)
+				synctest.Wait()
+				s := b.status()
+				blamed := slices.ContainsFunc(s.Problems, func(p localapi.Problem) bool { return p.Code == livepatch.CodeSuspect })
+				if s.Status[0].Livepatch.State != want || blamed != (want == livepatch.StateAppliedWithBug) {
+					t.Errorf("state %s, problems %v; want %s", s.Status[0].Livepatch.State, s.Problems, want)
+				}
+			})
+		})
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"livepatch"
 	"livepatch/internal/api"
@@ -43,7 +44,10 @@ func TestTroubledPatches(t *testing.T) {
 	_, err := w.host.Run(t.Context(), guest.Run{Argv: []string{"sh", "-c", "read line </proc/cmdline"}})
 	w.check(err)
 	w.seen("the kernel oopsed", reported(livepatch.ReportOopsed, 2, "livepatch_cmdline_proc_show"))
-	w.says(w.sh("livepatch status --format json; true"), string(livepatch.StateAppliedWithBug))
+	w.check(lab.Await(t.Context(), "the machine to know it, too", time.Minute, func() (string, bool, error) {
+		status := w.sh("livepatch status --format json; true")
+		return status, strings.Contains(status, string(livepatch.StateAppliedWithBug)), nil
+	}))
 }
 
 // TestWhatCannotBePatched boots a kernel that wants signed modules.
