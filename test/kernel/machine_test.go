@@ -31,21 +31,35 @@ type machine struct {
 func boot(t *testing.T, modules []lab.Module, options ...vm.BootOption) *machine {
 	t.Helper()
 	ctx := t.Context()
-	l, err := lab.New(t.Logf)
-	check(t, err)
-	k, err := l.Kernel(ctx, lab.Release)
-	check(t, err)
-	probe, err := l.GoBuild(ctx, "./test/kernel/probe")
-	check(t, err)
-	files := []vm.File{
-		{Path: "/probe", Mode: 0o755, Content: read(t, probe)},
-		{Path: "/etc/machine-id", Mode: 0o644, Content: []byte("0123456789abcdef0123456789abcdef\n")},
-	}
+	l, k := workshop(t)
+	var files []vm.File
 	for _, m := range modules {
 		ko, err := l.BuildModule(ctx, k, m)
 		check(t, err)
 		files = append(files, vm.File{Path: "/ko/" + m.Name + ".ko", Mode: 0o644, Content: read(t, ko)})
 	}
+	return bootWith(t, l, k, files, options...)
+}
+
+// workshop is a lab and the kernel that these tests are about.
+func workshop(t *testing.T) (*lab.Lab, *lab.Kernel) {
+	t.Helper()
+	l, err := lab.New(t.Logf)
+	check(t, err)
+	k, err := l.Kernel(t.Context(), lab.Release)
+	check(t, err)
+	return l, k
+}
+
+// bootWith starts a machine with files of the test's own beside the probe.
+func bootWith(t *testing.T, l *lab.Lab, k *lab.Kernel, files []vm.File, options ...vm.BootOption) *machine {
+	t.Helper()
+	ctx := t.Context()
+	probe, err := l.GoBuild(ctx, "./test/kernel/probe")
+	check(t, err)
+	files = append(files,
+		vm.File{Path: "/probe", Mode: 0o755, Content: read(t, probe)},
+		vm.File{Path: "/etc/machine-id", Mode: 0o644, Content: []byte("0123456789abcdef0123456789abcdef\n")})
 	initramfs, err := l.Initramfs(ctx, k, files...)
 	check(t, err)
 	options = append([]vm.BootOption{vm.RebootOnPanic(time.Second), vm.KernelArg("quiet")}, options...)
