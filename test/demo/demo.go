@@ -24,7 +24,7 @@ type demo struct {
 
 	kernel            *lab.Kernel
 	diff, module, deb string
-	repro, built      string
+	repro             string
 	service           *lab.Service
 	token             api.CreatedToken
 	host              *lab.Host
