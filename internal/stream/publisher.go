@@ -198,7 +198,7 @@ func (p *Publisher) keysFor(root *rootMeta) (OnlineKeys, error) {
 			return k, nil
 		}
 	}
-	return OnlineKeys{}, livepatch.Errorf(livepatch.CodeInvalid, "root %d names other online keys than this server has; make it with this server's online-keys.json", root.Signed.Version)
+	return OnlineKeys{}, livepatch.Errorf(livepatch.CodeInvalid, "root %d names other online keys than this server has loaded; make it with this server's online-keys.json, or restart the server first if it made online-keys-next.json since it started", root.Signed.Version)
 }
 
 // seal signs a snapshot and the timestamp that names it, with the keys that root
