@@ -98,12 +98,14 @@ func (s *Server) judge(ctx context.Context, id string) error {
 	return nil
 }
 
-// heardOf is when m was last heard of. While it holds an event stream that is now.
+// heardOf is when m was last heard of. While it holds an event stream that is now,
+// and as the stream may break in the next moment, m has from now on as long as one
+// whose stream broke: what it reports while it is being judged is later than now.
 // A server that was away has heard nobody, which is no machine's fault.
 func (s *Server) heardOf(m store.Member, now time.Time) contact {
 	connected, left := s.hub.contact(m.ID)
 	if connected {
-		return contact{at: now, until: now, connected: true}
+		return contact{at: now, until: now.Add(quietStream), connected: true}
 	}
 	c, quiet := contact{at: m.LastSeen}, s.CheckInterval*5/4+quietStream
 	if !left.Before(c.at) {

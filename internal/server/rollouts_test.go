@@ -520,7 +520,7 @@ func TestHeardOf(t *testing.T) {
 		at       time.Time
 		patience time.Duration
 	}{
-		{"connected", now.Add(-5 * time.Hour), now, 0},
+		{"connected", now.Add(-5 * time.Hour), now, 20 * time.Minute},
 		{"left", now.Add(-5 * time.Hour), now, 20 * time.Minute},
 		{"polls", now.Add(-time.Minute), now.Add(-time.Minute), 95 * time.Minute},
 		{"from before the server began", began.Add(-time.Hour), began.Add(-time.Hour), 155 * time.Minute},

@@ -128,3 +128,28 @@ func TestEmptyStagesArePassed(t *testing.T) {
 		t.Errorf("paused, the rollout went on: %+v", j.Changes)
 	}
 }
+
+// TestTimePassesWhileJudging: machines that hold an event stream are online and not
+// silent, also by a clock that is read a moment after the hub was asked.
+func TestTimePassesWhileJudging(t *testing.T) {
+	t.Parallel()
+	f := newServerAt(t, now, nil)
+	e, _ := evidence(0, 0, 0, 0)
+	for _, m := range e.Fleet {
+		sub := f.hub.subscribe(m.ID, kernel.Target())
+		defer f.hub.unsubscribe(m.ID, sub)
+	}
+	e.Fleet[0].Trial.Loaded = now().Add(-time.Minute)
+	e.News = []store.News{{Machine: "m", Plan: "community", Version: e.Rollout.Version, Kind: livepatch.ReportOopsed,
+		Received: now().Add(time.Second), Trial: e.Fleet[0].Trial}}
+	e.Now = now().Add(2 * time.Second)
+	got := weigh(e, func(m store.Member) contact { return f.heardOf(m, now()) })
+	for _, w := range got.Weighed {
+		if w.Kind == rollout.Silence {
+			t.Errorf("machine %s is connected and counts as silent", w.Machine)
+		}
+	}
+	if tests := got.Judge.Tests; len(tests) == 0 || tests[0].Expected[0] != 0.25 {
+		t.Errorf("one of four machines at risk has the patch; the tests are %+v", tests)
+	}
+}
