@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -44,7 +45,7 @@ func (s *Server) putBlob(w http.ResponseWriter, r *http.Request, _ caller) error
 	if r.ContentLength > livepatch.MaxArchiveSize {
 		return livepatch.Errorf(livepatch.CodeInvalid, "an upload has at most %d bytes", livepatch.MaxArchiveSize)
 	}
-	if have, err := s.Blobs.Stat(r.Context(), name); err == nil && have.Size == r.ContentLength {
+	if s.holds(r.Context(), name, digest) {
 		return s.reply(w, http.StatusOK, struct{}{})
 	}
 	body := &checked{r: r.Body, left: r.ContentLength, sum: sha256.New(), want: digest}
@@ -55,6 +56,22 @@ func (s *Server) putBlob(w http.ResponseWriter, r *http.Request, _ caller) error
 		return fmt.Errorf("store upload: %w", err)
 	}
 	return s.reply(w, http.StatusCreated, struct{}{})
+}
+
+// holds tells whether the blob is there and whole. One that is not readable or has
+// rotted is not: it is to be replaced, whatever size it has.
+func (s *Server) holds(ctx context.Context, name, digest string) bool {
+	f, err := s.Blobs.Get(ctx, name)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil || hex.EncodeToString(sum.Sum(nil)) != digest {
+		s.Log.Warn("a stored blob is damaged; it is replaced by the one sent now", "name", name, "err", err)
+		return false
+	}
+	return true
 }
 
 // checked hands on bytes, and an error in place of the last ones when they do not

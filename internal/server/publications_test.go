@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -123,6 +124,28 @@ func TestBlobsAreWhatTheyClaim(t *testing.T) {
 	wantCode(t, err, livepatch.CodeInvalid, "SHA-256")
 	err = f.operator.PutBlob(t.Context(), "key", livepatch.Blob{SHA256: strings.Repeat("0", 64), Size: 1}, strings.NewReader("x"))
 	wantCode(t, err, livepatch.CodeInvalid, "archive or source")
+}
+
+// TestDamagedBlobIsReplaced uploads a blob again after its bytes rotted on disk at
+// the same size.
+func TestDamagedBlobIsReplaced(t *testing.T) {
+	t.Parallel()
+	f := newServer(t, nil)
+	archive, b, err := stream.CompressModule([]byte("module"))
+	must(t, err)
+	upload := func() { must(t, f.operator.PutBlob(t.Context(), api.BlobArchive, b, bytes.NewReader(archive))) }
+	upload()
+	rotten := bytes.Clone(archive)
+	rotten[len(rotten)/2] ^= 1
+	name := stream.StoreName(stream.ArchiveName(b.SHA256))
+	must(t, f.Blobs.Put(t.Context(), name, bytes.NewReader(rotten), b.Size))
+	upload()
+	stored, err := f.Blobs.Get(t.Context(), name)
+	must(t, err)
+	defer stored.Close()
+	if got, err := io.ReadAll(stored); err != nil || !bytes.Equal(got, archive) {
+		t.Errorf("after a second upload the damaged bytes are still there (%v)", err)
+	}
 }
 
 func (f *fixture) get(t testing.TB, path, etag string) *http.Response {
