@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -42,6 +43,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("NO_COLOR", "1")
+			env.Values[storeKey{}] = new(blob.Memory)
 			env.Setenv("BUILD_ID", strings.Repeat("0a", 20))
 			// lp2.ko is the same module under another name, as a next version has.
 			for name, b := range map[string][]byte{
@@ -57,6 +59,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"server": startServer,
+			"blob":   archives,
 			"enrol":  enrol,
 		},
 		// Help is long; UPDATE=1 writes it.
@@ -73,7 +76,7 @@ func startServer(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(db.AddOperator(ctx, "test", "ann", "operator-credential"))
 	online, err := stream.GenerateOnlineKeys(rand.Reader)
 	ts.Check(err)
-	blobs := new(blob.Memory)
+	blobs := ts.Value(storeKey{}).(*blob.Memory)
 	srv := server.New(server.Options{
 		Store: db, Blobs: blobs, Stream: &stream.Publisher{Store: blobs, Keys: online, Now: time.Now},
 		PublicURL: "https://livepatch.example.com", Version: "1.2.3", Log: slog.New(slog.DiscardHandler),
@@ -89,6 +92,33 @@ func startServer(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(os.WriteFile(ts.MkAbs("admin.yaml"), fmt.Appendf(nil, "server: %s\ntoken: operator-credential\n", h.URL), 0o600))
 	ts.Setenv("LIVEPATCH_ADMIN_CONFIG", ts.MkAbs("admin.yaml"))
 	ts.Setenv("SERVER", h.URL)
+}
+
+// storeKey is where a script keeps its server's blobs.
+type storeKey struct{}
+
+// archives is the script command "blob": "damage" turns a bit in every archive that
+// the server has, "whole" holds them against their names.
+func archives(ts *testscript.TestScript, neg bool, args []string) {
+	ctx := context.Background()
+	blobs := ts.Value(storeKey{}).(*blob.Memory)
+	list, err := blobs.List(ctx, stream.StoreName("archives/"))
+	ts.Check(err)
+	whole := len(list) > 0
+	for _, info := range list {
+		r, err := blobs.Get(ctx, info.Name)
+		ts.Check(err)
+		b, err := io.ReadAll(r)
+		ts.Check(err)
+		whole = whole && strings.Contains(info.Name, digest(b))
+		if args[0] == "damage" {
+			b[len(b)/2] ^= 1
+			ts.Check(blobs.Put(ctx, info.Name, bytes.NewReader(b), info.Size))
+		}
+	}
+	if whole == neg {
+		ts.Fatalf("archives are whole: %v", whole)
+	}
 }
 
 // enrol is the script command "enrol HOST": the token on stdout of the command

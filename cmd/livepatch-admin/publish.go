@@ -60,7 +60,8 @@ that kernel is refused. Which binary of the kernel it is for says the build id: 
 --kernel-image, of those given by --build-id, else of /boot/vmlinuz-RELEASE on this machine.
 
 Livepatches are cumulative: --fixes lists everything that the module fixes, what earlier versions fixed
-included. Publishing the same module again changes nothing.`,
+included. Publishing the same module in the same way again changes nothing; it sends the module to a server
+that has lost it.`,
 		Example: examples(`
 # Look first
 livepatch-admin publish lp.ko --fixes CVE-2026-1234:high --kernel-image vmlinuz --dry-run
@@ -295,9 +296,8 @@ var errStop = errors.New("nothing to publish")
 func (w *publishing) change(ctx context.Context, v *stream.View) (*stream.Pending, error) {
 	cat := v.Catalogue(w.kernel)
 	for _, was := range cat.Patches {
-		if was.Module.SHA256 == w.lp.Module.SHA256 && was.Withdrawn == nil {
-			w.lp, w.already = was, true
-			return nil, errStop
+		if was.Module.SHA256 == w.lp.Module.SHA256 {
+			return nil, w.again(ctx, cat, was)
 		}
 	}
 	if err := w.place(cat); err != nil {
