@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"maps"
+	"slices"
 	"time"
 
 	"livepatch"
@@ -54,6 +55,9 @@ func (a *Agent) guard() (v verdict, why string, crashes []kernel.CrashRecord) {
 	if j.BootID != a.facts.BootID {
 		crashes = a.o.Kernel.CrashRecords(j.Started)
 		in.crashed = len(crashes) > 0
+		in.named = slices.ContainsFunc(crashes, func(r kernel.CrashRecord) bool { return kernel.TraceNames(r.Text, j.Module) })
+		a.memory.Downs = a.memory.Downs.after(j, in.orderly == j.BootID)
+		in.downs = a.memory.Downs.Boots
 	}
 	v, why = guard(in)
 	a.o.Log.Info("boot guard", "verdict", string(v), "version", j.Version, "phase", string(j.Phase), "same_boot", j.BootID == a.facts.BootID)
@@ -74,7 +78,11 @@ func (a *Agent) judge(ctx context.Context, v verdict, why string, crashes []kern
 		return true
 	case v == verdictClear && (j.BootID != a.facts.BootID || j.Phase.unproven()):
 		// It is settled: of a boot that ended well, or unloaded by somebody. Left
-		// over, it would accuse the patch after another boot.
+		// over, it would accuse the patch after another boot. How the boot ended is
+		// on disk first.
+		if a.saveMemory() != nil {
+			return false // noted; the next start judges again
+		}
 		if err := a.saveJournal(nil); err != nil {
 			a.note(areaDisk, err)
 		}
@@ -93,6 +101,7 @@ func (a *Agent) present(module string) bool {
 // a crash in between repeats both and doubles neither.
 func (a *Agent) accuse(ctx context.Context, why string, crashes []kernel.CrashRecord) {
 	j := a.journal
+	a.memory.Downs = downs{} // it is held back, and counted anew when tried again
 	a.memory.suspect(suspect{Kernel: j.Kernel, Version: j.Version, Module: j.Module, Reason: why, At: time.Now().UTC()})
 	r := livepatch.Report{
 		ID: attemptID(j), Kind: livepatch.ReportRebooted, Version: j.Version, Module: j.Module, Grant: j.Grant,

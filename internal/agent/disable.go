@@ -31,7 +31,7 @@ func (a *Agent) disable(ctx context.Context) (localapi.DisableResponse, error) {
 	}
 	a.identity, a.reader, a.catalogue = nil, nil, nil
 	a.o.Crash("disable:left")
-	a.memory = memory{Modules: a.memory.Modules, Suspects: a.memory.Suspects}
+	a.memory = memory{Modules: a.memory.Modules, Suspects: a.memory.Suspects, Downs: a.memory.Downs}
 	if err := a.saveMemory(); err != nil {
 		return resp, err
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 
+	"livepatch"
 	"livepatch/internal/kernel"
 )
 
@@ -35,6 +36,11 @@ type guardInput struct {
 	// crashed tells that the firmware or the kernel kept a crash record (pstore)
 	// that is younger than the attempt.
 	crashed bool
+	// named tells that the trace of such a record goes through the module.
+	named bool
+	// downs is how many boots in a row, the journal's included, ended without a
+	// shutdown while this version was in force.
+	downs int
 	// present tells that the kernel has the module now.
 	present bool
 	taint   kernel.Taint
@@ -52,13 +58,54 @@ func guard(in guardInput) (verdict, string) {
 	case j.BootID == in.bootID:
 		return guardSameBoot(in)
 	case !j.Phase.unproven():
-		return verdictClear, ""
+		return guardProven(in)
 	case in.crashed:
 		return verdictSuspect, fmt.Sprintf("the kernel crashed while livepatch %s was %s", j.Version, j.Phase)
 	case in.orderly == j.BootID:
 		return verdictClear, ""
 	}
 	return verdictSuspect, fmt.Sprintf("the machine went down without a shutdown while livepatch %s was %s", j.Version, j.Phase)
+}
+
+// maxDowns is how many boots in a row may end without a shutdown while one version
+// is in force. Power fails, and kernels crash without us: once says little. A patch
+// that brings the machine down some time after its soak would do so at each boot,
+// mostly without leaving a record: twice, and the machine goes on without it.
+const maxDowns = 2
+
+// guardProven: an earlier boot, in which the patch had soaked without trouble.
+func guardProven(in guardInput) (verdict, string) {
+	j := in.journal
+	switch {
+	case in.named:
+		return verdictSuspect, fmt.Sprintf("the kernel crashed in the code of livepatch %s", j.Version)
+	case in.orderly != j.BootID && in.downs >= maxDowns:
+		return verdictSuspect, fmt.Sprintf("the machine went down %d times in a row without a shutdown while livepatch %s was applied", in.downs, j.Version)
+	}
+	return verdictClear, ""
+}
+
+// downs counts boots in a row that ended without a shutdown.
+type downs struct {
+	Kernel  livepatch.KernelTarget `json:"kernel"`
+	Version livepatch.Version      `json:"version"`
+	Boots   int                    `json:"boots"`
+	// Last is the id of the boot that was counted last: a daemon that is killed
+	// while it starts does not count it twice.
+	Last string `json:"last"`
+}
+
+// after is the count once the journal's boot has ended.
+func (d downs) after(j *journal, orderly bool) downs {
+	switch {
+	case orderly:
+		return downs{}
+	case d.Last == j.BootID:
+		return d
+	case d.Kernel != j.Kernel || d.Version != j.Version:
+		d.Boots = 0
+	}
+	return downs{Kernel: j.Kernel, Version: j.Version, Boots: d.Boots + 1, Last: j.BootID}
 }
 
 // guardSameBoot: only the daemon was restarted.

@@ -24,6 +24,8 @@ func TestGuardTable(t *testing.T) {
 		boot    string // of the journal; the running one is boot-2
 		orderly string // boot id in the marker
 		crashed bool
+		named   bool
+		downs   int
 		present bool
 		died    bool
 		tries   int
@@ -43,6 +45,13 @@ func TestGuardTable(t *testing.T) {
 	rows = append(rows,
 		row{phase: phaseHealthy, boot: before, want: verdictClear},
 		row{phase: phaseHealthy, boot: before, crashed: true, want: verdictClear},
+		row{phase: phaseHealthy, boot: before, crashed: true, named: true, want: verdictSuspect},
+		row{phase: phaseHealthy, boot: before, orderly: before, crashed: true, named: true, want: verdictSuspect},
+		row{phase: phaseHealthy, boot: before, downs: maxDowns - 1, want: verdictClear},
+		row{phase: phaseHealthy, boot: before, downs: maxDowns, want: verdictSuspect},
+		row{phase: phaseHealthy, boot: before, downs: maxDowns, crashed: true, want: verdictSuspect},
+		row{phase: phaseHealthy, boot: before, downs: maxDowns, orderly: before, want: verdictClear},
+		row{phase: phaseHealthy, boot: now, downs: maxDowns, present: true, want: verdictResume},
 		row{phase: phaseHealthy, boot: now, present: true, want: verdictResume},
 		row{phase: phaseLoading, boot: now, tries: 1, want: verdictAgain},
 		row{phase: phaseLoading, boot: now, tries: maxTries, want: verdictSuspect},
@@ -57,7 +66,7 @@ func TestGuardTable(t *testing.T) {
 			t.Parallel()
 			in := guardInput{
 				journal: &journal{BootID: r.boot, Phase: r.phase, Version: version(1), Tries: r.tries},
-				bootID:  now, orderly: r.orderly, crashed: r.crashed, present: r.present,
+				bootID:  now, orderly: r.orderly, crashed: r.crashed, named: r.named, downs: r.downs, present: r.present,
 			}
 			if r.died {
 				in.taint = kernel.TaintDied
@@ -200,6 +209,88 @@ func TestHealthyPatchIsNotBlamed(t *testing.T) {
 			t.Errorf("problems %v", b.status().Problems)
 		}
 	})
+}
+
+// soak lets the patch that was loaded become a healthy one.
+func (b *bench) soak() {
+	b.Helper()
+	for range 3 {
+		time.Sleep(15 * time.Minute)
+		b.a.turnOnce(b.Context(), false)
+	}
+	if b.a.journal == nil || b.a.journal.Phase != phaseHealthy {
+		b.Fatalf("the journal says %+v after the soak", b.a.journal)
+	}
+}
+
+// TestNoCrashLoopAfterTheSoak: a patch that brings the machine down some time after
+// its soak does so at most twice, whatever it leaves behind.
+func TestNoCrashLoopAfterTheSoak(t *testing.T) {
+	t.Parallel()
+	named := func(b *bench) { b.kern.Crash("fixed+0x1/0x20 [" + moduleName(1) + "] x") }
+	elsewhere := func(b *bench) { b.kern.Crash("tcp_ack+0x1b") }
+	power := func(b *bench) { b.kern.Reboot() }
+	restarted := func(b *bench) {
+		b.kern.Reboot()
+		if b.killAt("boot:noted", b.boot) {
+			return
+		}
+		b.Fatal("not killed")
+	}
+	lasted := func(b *bench) {
+		time.Sleep(enough)
+		b.a.turnOnce(b.Context(), false)
+		b.kern.Reboot()
+	}
+	for name, tc := range map[string]struct {
+		ends []func(*bench)
+		held string
+	}{
+		"a record names the module":     {[]func(*bench){named}, "the kernel crashed in the code of livepatch 1.1"},
+		"a record names something else": {[]func(*bench){elsewhere}, ""},
+		"once":                          {[]func(*bench){power}, ""},
+		"twice":                         {[]func(*bench){power, elsewhere}, "went down 2 times in a row"},
+		"killed while counting":         {[]func(*bench){restarted}, ""},
+		"a shutdown between":            {[]func(*bench){power, (*bench).orderly, power}, ""},
+		"a long time between":           {[]func(*bench){power, lasted}, ""},
+		"twice after a shutdown":        {[]func(*bench){(*bench).orderly, power, power}, "went down 2 times in a row"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t)
+				b.enable()
+				b.publish(1)
+				b.refresh()
+				for _, end := range tc.ends {
+					b.soak()
+					end(b)
+					b.boot()
+				}
+				if tc.held == "" {
+					b.wantRunning(moduleName(1))
+					return
+				}
+				b.srv.offer(version(1))
+				b.refresh()
+				b.wantRunning()
+				b.wantProblem(livepatch.CodeSuspect, tc.held)
+				if r, _ := b.srv.report(livepatch.ReportRebooted); b.srv.times(livepatch.ReportRebooted) == 1 && r.Code != livepatch.CodeSuspect {
+					t.Errorf("the server was told %+v", r)
+				}
+				b.srv.offer(version(1))
+				_, err := b.a.refresh(t.Context(), localapi.RefreshRequest{RetrySuspect: true})
+				b.ok(err)
+				b.wantRunning(moduleName(1))
+				b.soak()
+				b.kern.Reboot()
+				b.boot()
+				if len(tc.ends) > 1 { // no record: it is counted anew
+					b.wantRunning(moduleName(1))
+				}
+			})
+		})
+	}
 }
 
 // TestOopsInInit: the module's init code oopses and takes the daemon with it; the

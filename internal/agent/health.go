@@ -2,7 +2,6 @@ package agent
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"livepatch"
@@ -72,6 +71,20 @@ func (a *Agent) health(now time.Time) (news bool) {
 	return true
 }
 
+// enough is the uptime after which boots that went down before are not held against
+// the patch any more.
+const enough = 24 * time.Hour
+
+// outlived forgets how earlier boots ended once this one has lasted.
+func (a *Agent) outlived(now time.Time) {
+	j := a.journal
+	if a.memory.Downs.Boots == 0 || j == nil || j.BootID != a.facts.BootID || j.Phase != phaseHealthy || now.Sub(j.Started) < enough {
+		return
+	}
+	a.memory.Downs = downs{}
+	_ = a.saveMemory() // noted
+}
+
 // finding puts what a health check found into a sentence; "" for nothing.
 func (a *Agent) finding(e kernel.Evidence) string {
 	switch {
@@ -88,7 +101,7 @@ func (a *Agent) finding(e kernel.Evidence) string {
 func (a *Agent) troubled(j *journal, e kernel.Evidence) {
 	why := a.finding(e)
 	a.note(areaHealth, livepatch.Errorf(livepatch.CodeSuspect, "%s; look at the kernel log (journalctl -k). The patch stays in force; 'livepatch unload' takes it out", why))
-	if e.Kind == livepatch.ReportOopsed && strings.Contains(e.Text, "["+j.Module+"]") {
+	if e.Kind == livepatch.ReportOopsed && kernel.TraceNames(e.Text, j.Module) {
 		a.memory.suspect(suspect{Kernel: j.Kernel, Version: j.Version, Module: j.Module, Reason: why, At: time.Now().UTC()})
 	}
 }

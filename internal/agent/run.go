@@ -49,6 +49,7 @@ func (a *Agent) turnOnce(ctx context.Context, asked bool) {
 	defer a.unlock()
 	now := time.Now()
 	news := a.health(now)
+	a.outlived(now)
 	if a.enabled() && (asked || news || !a.next.IsZero() && !now.Before(a.next)) {
 		a.schedule(0)
 		if err := a.check(ctx); err != nil && ctx.Err() == nil {
@@ -201,7 +202,7 @@ func (a *Agent) refresh(ctx context.Context, r localapi.RefreshRequest) (localap
 	a.memory.Held = false
 	a.note(areaHeld, nil)
 	if r.RetrySuspect {
-		a.memory.Suspects = nil
+		a.memory.Suspects, a.memory.Downs = nil, downs{}
 		a.noteSuspects()
 	}
 	if err := a.saveMemory(); err != nil {

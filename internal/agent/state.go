@@ -41,6 +41,8 @@ type memory struct {
 	// Seen is the boot seen last; nil before there was one while enabled.
 	Seen    *seenBoot `json:"seen,omitempty"`
 	Unasked unasked   `json:"unasked,omitzero"`
+	// Downs is what the boot guard counts.
+	Downs downs `json:"downs,omitzero"`
 }
 
 // bootPatch names a module in the cache. What its bytes must be, the signed

@@ -170,7 +170,7 @@ func (a *Agent) look(tell bool) {
 // its fault, and the owner is to see it; other trouble after the soak is not.
 func (a *Agent) blame(in kernel.Incident) {
 	j := a.journal
-	if j == nil || j.BootID != a.facts.BootID || !strings.Contains(in.Text, "["+j.Module+"]") {
+	if j == nil || j.BootID != a.facts.BootID || !kernel.TraceNames(in.Text, j.Module) {
 		return
 	}
 	found := *j

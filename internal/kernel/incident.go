@@ -78,6 +78,13 @@ func incidentEnd(log []Record, start int) int {
 	return limit
 }
 
+// TraceNames tells whether a trace in the log goes through the module: the kernel
+// writes "function+0x1b/0x60 [module]", and with CONFIG_STACKTRACE_BUILD_ID
+// "[module build-id]" (kernel/kallsyms.c, __sprint_symbol). Pure.
+func TraceNames(log, module string) bool {
+	return strings.Contains(log, "["+module+"]") || strings.Contains(log, "["+module+" ")
+}
+
 func incident(kind livepatch.ReportKind, log []Record) Incident {
 	in := Incident{
 		Kind: kind, Title: log[0].Text, Seq: log[0].Seq,
