@@ -37,8 +37,10 @@ ones is published:
   1. livepatch-server online-keys --data DIR, and restart the server
   2. livepatch-admin keys rotate --online online-keys-next.json
 
-From then on the server signs with the new keys, and the old ones are worth nothing.`,
-		Args: cobra.NoArgs,
+From then on the server signs with the new keys, and the old ones are worth nothing.
+The same helps where the present keys are lost.`,
+		Example: "  livepatch-server online-keys --data /var/lib/livepatch-server",
+		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			err := p.initialised()
 			if err == nil {
@@ -75,15 +77,24 @@ func (p *program) makeNextOnlineKeys() error {
 }
 
 // onlineKeys loads the server's keys and, where there is one, the pair that is to
-// follow.
+// follow. Where the keys are lost the pair that follows does alone: with it the server
+// can take in the root that names it.
 func (p *program) onlineKeys() (keys stream.OnlineKeys, spare []stream.OnlineKeys, err error) {
-	if keys, err = stream.LoadOnlineKeys(filepath.Join(p.data, onlineDir)); err != nil {
+	keys, err = stream.LoadOnlineKeys(filepath.Join(p.data, onlineDir))
+	next := filepath.Join(p.data, nextOnlineDir)
+	if _, missing := os.Stat(next); errors.Is(missing, fs.ErrNotExist) {
+		if err != nil {
+			err = livepatch.Errorf(livepatch.CodeNotFound, "the server's own keys in %s are not usable. Put them back from a backup, or replace them: livepatch-server online-keys --data %s, start the server, then livepatch-admin keys rotate --online %s: %w",
+				filepath.Join(p.data, onlineDir), p.data, filepath.Join(p.data, nextOnlineFile), err)
+		}
 		return keys, nil, err
 	}
-	next := filepath.Join(p.data, nextOnlineDir)
-	if _, err := os.Stat(next); errors.Is(err, fs.ErrNotExist) {
-		return keys, nil, nil
+	follower, nextErr := stream.LoadOnlineKeys(next)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && nextErr == nil:
+		return follower, nil, nil
+	case err == nil && nextErr == nil:
+		return keys, []stream.OnlineKeys{follower}, nil
 	}
-	follower, err := stream.LoadOnlineKeys(next)
-	return keys, []stream.OnlineKeys{follower}, err
+	return keys, nil, errors.Join(err, nextErr)
 }

@@ -25,6 +25,31 @@ func TestOnlineKeysAreReplacedWithoutAGap(t *testing.T) {
 	}
 	s := serve(t, dir)
 	defer s.stop()
+	rotateOnline(t, dir, s)
+}
+
+// TestLostOnlineKeysAreReplaced: without its keys the server says how to go on, and
+// with new ones it starts, so that a root can name them.
+func TestLostOnlineKeysAreReplaced(t *testing.T) {
+	t.Parallel()
+	dir, _ := initialise(t, "--host", "127.0.0.1")
+	must(t, os.RemoveAll(filepath.Join(dir, onlineDir)))
+	code, _, errs := command(t, "serve", "--data", dir)
+	if code == 0 || !strings.Contains(errs, "livepatch-server online-keys --data "+dir) || !strings.Contains(errs, "livepatch-admin keys rotate --online") {
+		t.Errorf("serve without keys: exit %d: %s", code, errs)
+	}
+	if code, _, errs := command(t, "online-keys", "--data", dir); code != 0 {
+		t.Fatalf("online-keys: exit %d: %s", code, errs)
+	}
+	s := serve(t, dir)
+	defer s.stop()
+	rotateOnline(t, dir, s)
+}
+
+// rotateOnline publishes a root that names the next pair, as an operator does, and
+// reads the stream by it.
+func rotateOnline(t *testing.T, dir string, s running) {
+	t.Helper()
 	c := client(t, dir, s.url)
 	fetcher := &stream.HTTPFetcher{Client: c.HTTP, Base: s.url}
 	root, err := os.ReadFile(filepath.Join(dir, "operator", "keys", "1.root.json"))
