@@ -67,6 +67,7 @@ func (a *Agent) apply(ctx context.Context, t attempt) error {
 		return a.failed(ctx, t, before, err)
 	}
 	a.o.Crash("apply:journalled")
+	a.sweep(ctx)
 	a.o.Log.Info("loading", "version", j.Version, "module", j.Module, "grant", j.Grant)
 	if err := a.o.Kernel.LoadFile(ctx, f); err != nil {
 		return a.failed(ctx, t, before, err)
@@ -205,23 +206,30 @@ func (a *Agent) finish(ctx context.Context, before *journal) error {
 }
 
 // tidy removes modules that a replacing patch has put out of use, and cached files
-// of others. What cannot be removed now is tried again after the next load.
+// of others. What cannot be removed now is tried again later.
 func (a *Agent) tidy(ctx context.Context) {
+	a.sweep(ctx)
+	if a.memory.Boot != nil {
+		if err := a.pruneModules(a.memory.Boot.Module); err != nil {
+			a.o.Log.Warn("prune cache", "err", err)
+		}
+	}
+}
+
+// sweep removes our modules that are in the kernel but patch nothing: replaced,
+// disabled by hand, or left by a daemon that was killed between disabling and
+// removing. As long as one is there the kernel takes no other of its name.
+func (a *Agent) sweep(ctx context.Context) {
 	left, err := a.o.Kernel.Leftovers()
 	if err != nil {
 		a.o.Log.Warn("leftovers", "err", err)
 	}
 	for _, name := range left {
-		if a.memory.version(a.catalogue, name).IsZero() {
+		if a.memory.version(a.catalogue, name).IsZero() && (a.journal == nil || a.journal.Module != name) {
 			continue // somebody else's
 		}
 		if err := a.o.Kernel.Remove(ctx, name); err != nil {
-			a.o.Log.Warn("remove replaced module", "module", name, "err", err)
-		}
-	}
-	if a.memory.Boot != nil {
-		if err := a.pruneModules(a.memory.Boot.Module); err != nil {
-			a.o.Log.Warn("prune cache", "err", err)
+			a.o.Log.Warn("remove module out of use", "module", name, "err", err)
 		}
 	}
 }

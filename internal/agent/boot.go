@@ -34,6 +34,7 @@ func (a *Agent) Start(ctx context.Context) error {
 	}
 	// What a load of this boot did is reported by the guard or will be by the checks.
 	a.look(!resume && v != verdictSuspect)
+	a.sweep(ctx)
 	if resume {
 		// The outcome is noted and reported.
 		_ = a.finish(ctx, nil)
