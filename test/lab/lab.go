@@ -152,10 +152,17 @@ func (w *both) Write(p []byte) (int, error) {
 	return w.b.Write(p)
 }
 
+// bin is where a program built from this tree lies. Every tree has a folder of its
+// own: tests of two checkouts at once must not run each other's programs.
+func (l *Lab) bin(name string) string {
+	sum := sha256.Sum256([]byte(l.Root))
+	return filepath.Join(l.Cache, "bin-"+hex.EncodeToString(sum[:8]), name)
+}
+
 // GoBuild builds one of our programs, without cgo so that it runs in any guest,
 // and returns the path of the executable. Go's own cache makes repeating it cheap.
 func (l *Lab) GoBuild(ctx context.Context, pkg string) (string, error) {
-	out := filepath.Join(l.Cache, "bin", filepath.Base(pkg))
+	out := l.bin(filepath.Base(pkg))
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return "", fmt.Errorf("build %s: %w", pkg, err)
 	}
@@ -174,7 +181,7 @@ func (l *Lab) GoBuild(ctx context.Context, pkg string) (string, error) {
 // GoTestBuild compiles the tests of a package, with a build tag, to run them in a
 // guest.
 func (l *Lab) GoTestBuild(ctx context.Context, pkg, tag string) (string, error) {
-	out := filepath.Join(l.Cache, "bin", strings.ReplaceAll(strings.TrimPrefix(pkg, "./"), "/", "-")+".test")
+	out := l.bin(strings.ReplaceAll(strings.TrimPrefix(pkg, "./"), "/", "-") + ".test")
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return "", fmt.Errorf("build tests of %s: %w", pkg, err)
 	}
