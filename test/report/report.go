@@ -35,7 +35,7 @@ func phases() []phase {
 		{group: "lint", name: "staticcheck", argv: []string{"go", "tool", "-modfile=tools/go.mod", "staticcheck", "-tags", "vm", "./..."}, silent: true},
 		{group: "unit", name: "unit tests with the race detector", argv: []string{"go", "test", "-json", "-race", "-timeout", "10m", "./..."}},
 		// One package at a time: each boots machines of its own.
-		{group: "vm", name: "tests in virtual machines", argv: []string{"go", "test", "-json", "-tags", "vm", "-count", "1", "-p", "1", "-timeout", "25m", "./packaging", "./test/kernel", "./test/e2e"}, each: true},
+		{group: "vm", name: "tests in virtual machines", argv: []string{"go", "test", "-json", "-tags", "vm", "-count", "1", "-p", "1", "-timeout", "25m", "./packaging", "./test/kernel", "./test/e2e", "./test/rollout"}, each: true},
 	}
 }
 
