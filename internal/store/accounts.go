@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"livepatch"
@@ -26,18 +27,26 @@ func Seats(plan string) (int, bool) {
 	return 0, false
 }
 
+// accountNameRE: people type account names into commands and read them in messages,
+// so a name has nothing that a shell, a flag parser or a terminal takes for its own,
+// but for blanks and apostrophes, which names of firms have.
+var accountNameRE = regexp.MustCompile(`^[\pL\pM\pN._@'][\pL\pM\pN._@' -]*$`)
+
+func validAccountName(name string) bool {
+	return len(name) <= 100 && accountNameRE.MatchString(name) && strings.TrimSpace(name) == name
+}
+
 // CreateAccount makes an account. The plan is community where none is given.
 func (s *Store) CreateAccount(ctx context.Context, actor string, n api.NewAccount) (api.Account, error) {
 	if n.Plan == "" {
 		n.Plan = "community"
 	}
-	n.Name = strings.TrimSpace(n.Name)
 	seats, ok := Seats(n.Plan)
 	switch {
 	case !ok:
 		return api.Account{}, livepatch.Errorf(livepatch.CodeInvalid, "plan %q is not one of community, essential, standard, advanced", n.Plan)
-	case n.Name == "" || len(n.Name) > 100:
-		return api.Account{}, livepatch.Errorf(livepatch.CodeInvalid, "an account needs a name of 1 to 100 bytes")
+	case !validAccountName(n.Name):
+		return api.Account{}, livepatch.Errorf(livepatch.CodeInvalid, "account name %.100q is not made of 1 to 100 letters, digits, blanks and . _ - @ ' (no blank at either end, no - first)", n.Name)
 	case n.Limit < 0:
 		return api.Account{}, livepatch.Errorf(livepatch.CodeInvalid, "limit %d is below 0", n.Limit)
 	case n.Limit > 0:

@@ -291,3 +291,18 @@ func TestReopenKeepsEverything(t *testing.T) {
 	_, err = s.OperatorByCredential(t.Context(), store.Hash("other"))
 	wantCode(t, err, livepatch.CodeUnauthorized)
 }
+
+// TestAccountNames: names go into commands that people copy.
+func TestAccountNames(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	for name, ok := range map[string]bool{
+		"example.com": true, "O'Neill & Sons": false, "O'Neill and Sons": true, "Bäckerei_7": true, "ops@example.com": true,
+		"": false, "bad name!": false, " acme": false, "acme ": false, "-acme": false, "a\nb": false, "a\x1b[2J": false, "$(id)": false,
+	} {
+		_, err := s.CreateAccount(t.Context(), "test", api.NewAccount{Name: name})
+		if ok != (err == nil) || !ok && livepatch.CodeOf(err) != livepatch.CodeInvalid {
+			t.Errorf("account %q: %v", name, err)
+		}
+	}
+}
