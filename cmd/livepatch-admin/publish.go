@@ -45,6 +45,8 @@ type published struct {
 	// DryRun tells that nothing was uploaded, Already that it was public before.
 	DryRun  bool `json:"dry_run,omitempty"`
 	Already bool `json:"already_published,omitempty"`
+	// Held tells that nobody gets it before somebody starts its rollout.
+	Held bool `json:"held,omitempty"`
 	submission
 }
 
@@ -286,6 +288,7 @@ func (w *publishing) do(ctx context.Context) (published, error) {
 	case err != nil:
 		return result, err
 	}
+	result.Held = w.flags.plan.Hold
 	return result, nil
 }
 
@@ -409,7 +412,11 @@ func (p *program) tellPublished(r published) error {
 	case r.DryRun:
 		return p.s.Printf("Dry run: nothing was uploaded or published.")
 	}
-	return p.tell(r.submission, fmt.Sprintf("Published livepatch %s for %s.\nHow it fares: livepatch-admin rollout show %s %s", r.Livepatch.Version, r.Kernel.Release, r.Kernel.Release, r.Livepatch.Version))
+	next := "How it fares: livepatch-admin rollout show"
+	if r.Held {
+		next = "It is held: nobody gets it. Start it with: livepatch-admin rollout start"
+	}
+	return p.tell(r.submission, fmt.Sprintf("Published livepatch %s for %s.\n%s %s %s", r.Livepatch.Version, r.Kernel.Release, next, r.Kernel.Release, r.Livepatch.Version))
 }
 
 func functions(m livepatch.Module) string {

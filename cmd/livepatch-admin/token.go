@@ -39,6 +39,10 @@ livepatch-admin token create example.com --max-uses 1 --expires 168h`),
 			if err != nil {
 				return cannot("create token", err)
 			}
+			info, err := s.api.Info(c.Context())
+			if err == nil && info.Trust == "" {
+				fmt.Fprintln(p.s.Err, "livepatch-admin: warning: the server has no stream yet, so the command has no --trust; run 'livepatch-admin keys push', then make the token anew")
+			}
 			return p.print(got, func() error {
 				return p.s.Printf("%s\n\nThe token is shown this once. On a machine of %s, run as root:\n\n  %s", got.Secret, args[0], got.Enable)
 			})
