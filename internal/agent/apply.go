@@ -54,7 +54,7 @@ func (a *Agent) apply(ctx context.Context, t attempt) error {
 	}
 	j := &journal{
 		BootID: a.facts.BootID, Kernel: a.facts.Kernel.Target(), Version: t.patch.Version, Module: t.patch.Module.Name,
-		Grant: t.grantID(), Phase: phaseLoading, Baseline: a.o.Kernel.Baseline(), Tries: 1,
+		Grant: t.grantID(), Phase: phaseLoading, Baseline: a.o.Kernel.Baseline(), Tries: 1, Before: before,
 	}
 	j.At, j.Started = time.Now(), time.Now()
 	if a.memory.Seen != nil {
@@ -78,14 +78,14 @@ func (a *Agent) apply(ctx context.Context, t attempt) error {
 		a.note(areaDisk, err)
 	}
 	a.working(livepatch.StateApplying)
-	return a.finish(ctx, before)
+	return a.finish(ctx)
 }
 
-// proven is the journal of what runs in this boot, to go back to when an attempt
-// fails; nil when nothing of ours runs.
+// proven is the journal of what runs in this boot, or is on its way out, to go back
+// to when an attempt fails; nil when nothing of ours runs.
 func (a *Agent) proven() *journal {
 	j := a.journal
-	if j != nil && j.BootID == a.facts.BootID && (j.Phase == phaseSoaking || j.Phase == phaseHealthy) {
+	if a.leaving() || j != nil && j.BootID == a.facts.BootID && (j.Phase == phaseSoaking || j.Phase == phaseHealthy) {
 		return j
 	}
 	return nil
@@ -96,6 +96,9 @@ func (a *Agent) proven() *journal {
 func (a *Agent) prepare(ctx context.Context, t attempt) (*os.File, error) {
 	if err := kernel.Refusal(a.facts); err != nil {
 		return nil, err
+	}
+	if a.leaving() {
+		return nil, livepatch.Errorf(livepatch.CodeConflict, "livepatch %s is still being taken back, and the kernel changes one livepatch at a time; it is tried again when that is done, or reboot", a.journal.Version)
 	}
 	if a.facts.SigEnforce && !t.patch.Module.Signed {
 		return nil, livepatch.Errorf(livepatch.CodeUntrustedKey, "this kernel loads only signed modules (module.sig_enforce), and livepatch %s is not signed; ask the operator to publish it with a module signature", t.patch.Version)
@@ -169,12 +172,15 @@ func (a *Agent) phase(p phase) error {
 	// Not UTC, which drops the monotonic reading: a soak is not cut short by a
 	// clock that is set.
 	j.Phase, j.At = p, time.Now()
+	if p == phaseSoaking {
+		j.Before = nil
+	}
 	return a.saveJournal(&j)
 }
 
 // finish waits for the transition of the journalled module and settles the
-// outcome. before is the journal of what ran until now, for when this one fails.
-func (a *Agent) finish(ctx context.Context, before *journal) error {
+// outcome.
+func (a *Agent) finish(ctx context.Context) error {
 	j := a.journal
 	t, err := a.o.Kernel.WaitTransition(ctx, j.Module, a.settings.duration("transition-timeout"))
 	switch {
@@ -182,7 +188,7 @@ func (a *Agent) finish(ctx context.Context, before *journal) error {
 		// We are told to stop. The journal has it; the next start goes on here.
 		return err
 	case err != nil:
-		return a.stuck(ctx, before, err)
+		return a.stuck(ctx, err)
 	}
 	a.o.Crash("apply:transitioned")
 	if err := a.phase(phaseSoaking); err != nil {
@@ -261,7 +267,7 @@ func (a *Agent) rewind(before *journal, cause error) error {
 }
 
 // stuck reverses a transition that did not end, and names who held it up.
-func (a *Agent) stuck(ctx context.Context, before *journal, cause error) error {
+func (a *Agent) stuck(ctx context.Context, cause error) error {
 	j := a.journal
 	r := livepatch.Report{Kind: livepatch.ReportStuck, Code: livepatch.CodeOf(cause), Detail: cause.Error()}
 	var e *kernel.StuckError
@@ -275,8 +281,9 @@ func (a *Agent) stuck(ctx context.Context, before *journal, cause error) error {
 		if ctx.Err() != nil {
 			return err
 		}
-		// It is still in the kernel, so the journal stays: a crash now is its fault.
-		cause = livepatch.Errorf(livepatch.CodeOf(cause), "%w; taking it back did not work either (%v): a reboot clears it", cause, err)
+		// It is still in the kernel, so the journal stays: a crash now is its fault,
+		// and lookAgain takes the module out when the kernel lets it go.
+		cause = livepatch.Errorf(livepatch.CodeOf(cause), "%w; taking it back did not work either (%v): it is looked at again each minute, and a reboot clears it", cause, err)
 		r.Detail = cause.Error()
 		a.noteApply(j.Version, cause)
 		a.report(r)
@@ -285,7 +292,7 @@ func (a *Agent) stuck(ctx context.Context, before *journal, cause error) error {
 	}
 	a.noteApply(j.Version, fmt.Errorf("livepatch %s was taken back: %w", j.Version, cause))
 	a.report(r)
-	return a.rewind(before, cause)
+	return a.rewind(j.Before, cause)
 }
 
 // takeOut unloads modules, top first. What is to be loaded at the next boot is

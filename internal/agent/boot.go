@@ -35,10 +35,10 @@ func (a *Agent) Start(ctx context.Context) error {
 	// What a load of this boot did is reported by the guard or will be by the checks.
 	a.look(!resume && v != verdictSuspect)
 	a.sweep(ctx)
-	if resume {
+	if resume && !a.onItsWayOut() {
 		// The outcome is noted and reported.
-		_ = a.finish(ctx, nil)
-	} else if a.enabled() {
+		_ = a.finish(ctx)
+	} else if a.enabled() && !resume {
 		a.atBoot(ctx)
 	}
 	a.noteSuspects()
@@ -91,10 +91,11 @@ func (a *Agent) judge(ctx context.Context, v verdict, why string, crashes []kern
 	return false
 }
 
-// present tells whether the kernel has the livepatch in force or in transition.
+// present tells whether the kernel has the livepatch in force or in transition,
+// in either direction.
 func (a *Agent) present(module string) bool {
 	p, err := a.o.Kernel.Patch(module)
-	return err == nil && p.Enabled
+	return err == nil && (p.Enabled || p.Transition)
 }
 
 // accuse makes the journalled patch a suspect. Suspicion and report are on disk

@@ -29,6 +29,7 @@ func (a *Agent) check(ctx context.Context) (err error) {
 	}
 	a.note(areaMachine, kernel.Refusal(a.facts))
 	a.look(true)
+	a.lookAgain(ctx)
 	var tried []livepatch.Version
 	failed := false
 	defer func() {

@@ -47,6 +47,9 @@ type journal struct {
 	Checks int `json:"checks"`
 	// Found is the gravest that they found, ReportWarned or ReportOopsed.
 	Found livepatch.ReportKind `json:"found,omitempty"`
+	// Before is the journal of what ran when the attempt began, to go back to when
+	// it fails; nil for nothing, and once the attempt has not failed.
+	Before *journal `json:"before,omitempty"`
 }
 
 // unproven tells that a crash now would be on the patch's account.

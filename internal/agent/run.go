@@ -49,6 +49,7 @@ func (a *Agent) turnOnce(ctx context.Context, asked bool) {
 	defer a.unlock()
 	now := time.Now()
 	news := a.health(now)
+	news = a.lookAgain(ctx) || news
 	a.outlived(now)
 	if a.enabled() && (asked || news || !a.next.IsZero() && !now.Before(a.next)) {
 		a.schedule(0)
@@ -96,6 +97,9 @@ func (a *Agent) untilNext(ctx context.Context) time.Duration {
 	}
 	if due, ok := a.healthDue(); ok {
 		wait = min(wait, due.Sub(now))
+	}
+	if a.leaving() {
+		wait = min(wait, lookPause)
 	}
 	return max(wait, 0)
 }

@@ -107,11 +107,22 @@ func (k *Kernel) TransitionTime(d time.Duration) {
 }
 
 // HoldApply makes transitions to a patch never end, because these tasks hold them
-// up; without tasks they end again. Reversing one ends as usual.
+// up; without tasks they end again, the held ones at once. Reversing one ends as
+// usual.
 func (k *Kernel) HoldApply(tasks ...kernel.Task) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.faults.stuckIn = tasks
+	k.letGo(true, len(tasks))
+}
+
+// letGo ends the held transitions of one direction when no task holds them up.
+func (k *Kernel) letGo(applying bool, tasks int) {
+	for _, p := range slices.Clone(k.patches) {
+		if tasks == 0 && p.transition && p.enabled == applying && k.faults.transition == 0 {
+			k.finish(p)
+		}
+	}
 }
 
 // HoldRemove is HoldApply for transitions away from a patch.
@@ -119,6 +130,7 @@ func (k *Kernel) HoldRemove(tasks ...kernel.Task) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.faults.stuckOut = tasks
+	k.letGo(false, len(tasks))
 }
 
 // Busy makes the next n attempts to remove the module find it in use.
