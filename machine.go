@@ -67,7 +67,7 @@ type Action string
 const (
 	// ActionApply: load this version, replacing what runs.
 	ActionApply Action = "apply"
-	// ActionUnload: disable and remove whatever of ours is loaded.
+	// ActionUnload: disable and remove what of ours the signed catalogue withdraws.
 	ActionUnload Action = "unload"
 )
 

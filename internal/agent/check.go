@@ -261,9 +261,13 @@ func (a *Agent) download(ctx context.Context, p *livepatch.Livepatch, w io.Write
 func (a *Agent) refuse(why error, grant *livepatch.Grant) {
 	a.failedVersion = livepatch.Version{}
 	a.note(areaApply, why)
-	a.report(livepatch.Report{
+	r := livepatch.Report{
 		Kind: livepatch.ReportFailed, Version: grant.Version, Grant: grant.ID,
-		Code: livepatch.CodeOf(why), Detail: why.Error(), BootID: a.facts.BootID,
-	})
+		Code: livepatch.CodeOf(why), Detail: why.Error(),
+	}
+	if r.Version.IsZero() { // a grant to unload names none: it is about what runs
+		r.Version, r.Module = a.inForce()
+	}
+	a.tell(r)
 	_ = a.saveMemory() // noted; the report is in memory all the same
 }

@@ -45,7 +45,8 @@ type planInput struct {
 }
 
 // plan decides what to do. The server's grant only chooses among what the signed
-// catalogue allows; what the catalogue withdraws goes, whatever the server says.
+// catalogue allows, and takes nothing out by itself; what the catalogue withdraws
+// goes, whatever the server says.
 func plan(in planInput) step {
 	ours := in.ours()
 	withdrawn, off := in.withdrawn(ours)
@@ -62,8 +63,8 @@ func plan(in planInput) step {
 	switch {
 	case withdrawn != nil:
 		return step{kind: stepUnload, modules: off, reason: withdrawn.Withdrawn.Reason}
-	case in.grant != nil && in.grant.Action == livepatch.ActionUnload && !in.expired():
-		return step{kind: stepUnload, modules: names(ours), reason: in.grant.Reason}
+	case in.grant != nil && in.grant.Action == livepatch.ActionUnload && !in.expired() && len(ours) > 0:
+		return step{kind: stepNone, refusal: livepatch.Errorf(livepatch.CodeMetadata, "the server said to unload livepatch %s, but the signed catalogue does not withdraw it; it stays", ours[0].version)}
 	}
 	return step{kind: stepNone}
 }

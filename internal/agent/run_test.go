@@ -243,12 +243,22 @@ func TestGoingBackNeedsAWithdrawal(t *testing.T) {
 	b.wantRunning(moduleName(1))
 }
 
+// TestServerOrdersUnload: the server's word alone takes no fix out; with the
+// operator's signature it is done, and reported under the grant.
 func TestServerOrdersUnload(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.enable()
 	b.publish(1)
 	b.refresh()
+	b.srv.give(&livepatch.Grant{ID: "alone", Action: livepatch.ActionUnload, Expires: time.Now().Add(time.Minute), Reason: "trust me"})
+	b.refresh()
+	b.wantRunning(moduleName(1))
+	b.wantProblem(livepatch.CodeMetadata, "said to unload livepatch 1.1, but the signed catalogue does not withdraw it")
+	if r, _ := b.srv.report(livepatch.ReportFailed); r.Grant != "alone" || r.Code != livepatch.CodeMetadata {
+		t.Errorf("the server was told %+v", r)
+	}
+	b.repo.Withdraw(kerneltest.Running().Target(), version(1), "operator said so")
 	b.srv.give(&livepatch.Grant{ID: "off", Action: livepatch.ActionUnload, Expires: time.Now().Add(time.Minute), Reason: "operator said so"})
 	b.refresh()
 	b.wantRunning()

@@ -70,9 +70,12 @@ func TestGrantTimeFollowsTheServerNotTheWallClock(t *testing.T) {
 // TestStackedPatchesComeOffFromTheTop: before Linux 5.1 patches stack.
 func TestStackedPatchesComeOffFromTheTop(t *testing.T) {
 	t.Parallel()
-	m := memory{Modules: map[string]livepatch.Version{"a": version(9), "b": version(10), "c": version(8)}}
+	m := memory{Modules: map[string]livepatch.Version{"a": version(9), "b": version(10)}}
+	cat := livepatch.Catalogue{Patches: []livepatch.Livepatch{
+		{Version: version(8), Module: livepatch.Module{Name: "c"}, Withdrawn: &livepatch.Withdrawal{Reason: "bad"}},
+	}}
 	s := plan(planInput{
-		memory: &m, loaded: []kernel.Patch{{Name: "a"}, {Name: "b"}, {Name: "c"}, {Name: "foreign"}},
+		catalogue: &cat, memory: &m, loaded: []kernel.Patch{{Name: "a"}, {Name: "b"}, {Name: "c"}, {Name: "foreign"}},
 		grant: &livepatch.Grant{Action: livepatch.ActionUnload, Expires: time.Now().Add(time.Hour)}, now: time.Now(),
 	})
 	if got := strings.Join(s.modules, " "); s.kind != stepUnload || got != "b a c" {
