@@ -41,6 +41,9 @@ func (a *Agent) Start(ctx context.Context) error {
 	} else if a.enabled() && !resume {
 		a.atBoot(ctx)
 	}
+	if a.enabled() {
+		a.obeyWithdrawal(ctx) // one may have been kept that was not obeyed yet
+	}
 	a.noteSuspects()
 	return ctx.Err()
 }

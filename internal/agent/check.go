@@ -40,6 +40,7 @@ func (a *Agent) check(ctx context.Context) (err error) {
 	for range maxRounds {
 		grant, err := a.checkIn(ctx)
 		if err != nil {
+			a.hearWithdrawal(ctx, err)
 			return err
 		}
 		if err := a.refreshStream(ctx); err != nil {
@@ -166,6 +167,37 @@ func (a *Agent) refreshStream(ctx context.Context) error {
 	}
 	a.note(areaStream, err)
 	return err
+}
+
+// hearWithdrawal looks for a withdrawal in the stream when the check-in failed: a
+// patch that hurts goes also from a machine that the server does not talk to, since
+// the stream is public and its signatures are what counts.
+func (a *Agent) hearWithdrawal(ctx context.Context, failed error) {
+	if ctx.Err() != nil {
+		return
+	}
+	asking, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	err := a.openStream()
+	if err == nil {
+		err = a.refreshCatalogue(asking)
+	}
+	// A server that is away is one problem, not two.
+	if code := livepatch.CodeOf(err); err == nil || code != livepatch.CodeUnavailable && code != livepatch.CodeOf(failed) {
+		a.note(areaStream, err)
+	}
+	if err == nil {
+		a.obeyWithdrawal(ctx)
+	}
+}
+
+// obeyWithdrawal unloads what the signed catalogue withdraws, and does nothing else.
+func (a *Agent) obeyWithdrawal(ctx context.Context) {
+	s, err := a.decide(nil)
+	if err == nil && s.kind == stepUnload {
+		// The outcome is noted and reported.
+		_ = a.act(ctx, s, nil)
+	}
 }
 
 func (a *Agent) refreshCatalogue(ctx context.Context) error {

@@ -229,6 +229,54 @@ func TestWithdrawnPatchIsUnloadedWithoutAGrant(t *testing.T) {
 	b.wantRunning()
 }
 
+// TestWithdrawalReachesWhomTheServerDoesNotTalkTo: the check-in fails, for whatever
+// reason, but the stream is there.
+func TestWithdrawalReachesWhomTheServerDoesNotTalkTo(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		fail func(*fakeServer)
+		code livepatch.Code
+	}{
+		"machine removed": {func(s *fakeServer) { clear(s.machines) }, livepatch.CodeUnauthorized},
+		"answers lost":    {func(s *fakeServer) { s.lose = true }, livepatch.CodeUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			b.enable()
+			b.publish(1)
+			b.refresh()
+			b.repo.Withdraw(kerneltest.Running().Target(), version(1), "it eats files")
+			b.srv.set(tc.fail)
+			_, err := b.a.refresh(t.Context(), localapi.RefreshRequest{})
+			wantError(t, err, tc.code, "")
+			b.wantRunning()
+			b.wantProblem(tc.code, "")
+			b.orderly()
+			b.boot()
+			b.wantRunning()
+		})
+	}
+}
+
+// TestKeptWithdrawalIsObeyedAtStart: the daemon was killed between hearing of it and
+// obeying, and comes back without a network.
+func TestKeptWithdrawalIsObeyedAtStart(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.enable()
+	b.publish(1)
+	b.refresh()
+	b.repo.Withdraw(kerneltest.Running().Target(), version(1), "it eats files")
+	b.ok(b.a.lock(t.Context()))
+	b.ok(b.a.refreshStream(t.Context()))
+	b.a.unlock()
+	b.srv.down = true
+	b.wantRunning(moduleName(1))
+	b.boot()
+	b.wantRunning()
+}
+
 func TestGoingBackNeedsAWithdrawal(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
