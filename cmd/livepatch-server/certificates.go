@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"livepatch"
 )
 
 const (
@@ -187,7 +189,7 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 func renewCertificate(dir string, now time.Time) error {
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "server.crt"), filepath.Join(dir, "server.key"))
 	if err != nil {
-		return fmt.Errorf("load certificate: %w", err)
+		return livepatch.Errorf(livepatch.CodeTLS, "server.crt and server.key in %s are not a usable pair; put them back from a backup, or give the server another certificate with --tls-cert and --tls-key: %w", dir, err)
 	}
 	leaf := pair.Leaf
 	if now.Before(leaf.NotAfter.Add(-renewBefore)) {

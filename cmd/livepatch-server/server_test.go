@@ -127,6 +127,29 @@ func TestServeWithoutInit(t *testing.T) {
 	}
 }
 
+// TestServeSaysWhatToDoAboutDamage: an error at the start names the next step.
+func TestServeSaysWhatToDoAboutDamage(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		damage func(dir string) error
+		want   string
+	}{
+		"database": {func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "server.db"), bytes.Repeat([]byte("rotten"), 4<<10), 0o600)
+		}, "put back the last backup"},
+		"server.key": {func(dir string) error { return os.Remove(filepath.Join(dir, "server.key")) }, "--tls-cert and --tls-key"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, _ := initialise(t)
+			must(t, tt.damage(dir))
+			if code, _, errs := command(t, "serve", "--data", dir); code == 0 || !strings.Contains(errs, tt.want) {
+				t.Errorf("exit %d, %s; want %q", code, errs, tt.want)
+			}
+		})
+	}
+}
+
 func TestSettings(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

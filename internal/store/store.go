@@ -22,7 +22,8 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	"modernc.org/sqlite" // also the driver "sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"livepatch"
 )
@@ -68,9 +69,23 @@ func OpenSQLite(ctx context.Context, path string, now func() time.Time) (*Store,
 		return nil, errors.Join(err, s.writer.Close())
 	}
 	if err := s.migrate(ctx); err != nil {
-		return nil, errors.Join(err, s.writer.Close(), s.reader.Close())
+		return nil, errors.Join(damaged(err, path), s.writer.Close(), s.reader.Close())
 	}
 	return s, nil
+}
+
+// damaged says what to do about a file that SQLite cannot make sense of; every
+// other error is itself.
+func damaged(err error, path string) error {
+	var broken *sqlite.Error
+	if !errors.As(err, &broken) {
+		return err
+	}
+	// The low byte is the primary code (sqlite.org/rescode.html).
+	if code := broken.Code() & 0xff; code != sqlite3.SQLITE_CORRUPT && code != sqlite3.SQLITE_NOTADB {
+		return err
+	}
+	return livepatch.Errorf(livepatch.CodeDisk, "the database %s is damaged; move it and its -wal and -shm files aside and put back the last backup, the rest of the data folder is not concerned: %w", path, err)
 }
 
 func openPool(path, options string, size int) (*sql.DB, error) {
