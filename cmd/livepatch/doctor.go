@@ -43,9 +43,13 @@ func (p *program) runDoctor(ctx context.Context, asJSON bool) error {
 	daemon := daemonCheck(err)
 	found.Checks = append([]localapi.Check{daemon}, found.Checks...)
 	failed := 0
-	for _, check := range found.Checks {
-		if !check.OK {
-			failed++
+	for i, check := range found.Checks {
+		if check.OK {
+			continue
+		}
+		failed++
+		if check.Remedy == "" {
+			found.Checks[i].Remedy = p.remedy(livepatch.Code(check.Name))
 		}
 	}
 	if asJSON {
@@ -57,6 +61,22 @@ func (p *program) runDoctor(ctx context.Context, asJSON bool) error {
 		err = cli.Silent(cli.ExitFailure)
 	}
 	return err
+}
+
+// remedy is what to do about a problem of status, which has the name of its code
+// and says itself what is wrong.
+func (p *program) remedy(code livepatch.Code) string {
+	switch code {
+	case livepatch.CodeSuspect, livepatch.CodeRefused, livepatch.CodeStuck:
+		return "the next version is tried by itself; to try this one again run 'sudo " + p.name + " refresh --retry-suspect'"
+	case livepatch.CodeUnsupported, livepatch.CodeWrongKernel:
+		return "install the newest kernel of the distribution and reboot"
+	case livepatch.CodeClock:
+		return "set this machine's clock, then run 'sudo " + p.name + " refresh'"
+	case livepatch.CodeDisk:
+		return "make room on the disk of /var/lib/livepatch, then run 'sudo " + p.name + " refresh'"
+	}
+	return "run 'sudo " + p.name + " refresh' to try again; 'journalctl -u livepatchd' has the details"
 }
 
 // daemonCheck is the first check: it is what the others need.

@@ -23,7 +23,7 @@ func (p *program) enable() *cobra.Command {
 		Short: "Enrol this machine and start patching its kernel",
 		Long: `Enrol this machine with a Livepatch server and start patching its kernel.
 
-The token is used once and exchanged for a credential of this machine's own.
+The token is exchanged for a credential of this machine's own and not kept here.
 With - as the token it is read from standard input, where other users' process
 listings do not show it.`,
 		Example: p.examples(`

@@ -70,7 +70,7 @@ func (c *Client) certificate(ctx context.Context, err error) error {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return c.outOfDate(ctx, invalid)
 	case errors.As(err, &authority):
-		return livepatch.Errorf(livepatch.CodeTLS, "the certificate of %s is not signed by an authority that this machine trusts; set ca-certs to the server's ca.crt: %w", c.BaseURL, bare(err))
+		return livepatch.Errorf(livepatch.CodeTLS, "the certificate of %s is not signed by an authority that this machine trusts; set ca-certs to the server's ca.crt (on a machine, as root: livepatch config ca-certs=@stdin < ca.crt): %w", c.BaseURL, bare(err))
 	case errors.As(err, &host):
 		return livepatch.Errorf(livepatch.CodeTLS, "the certificate of %s is for another name, %s; use a name it is for, or give the server a certificate for this one: %w", c.BaseURL, names(host.Certificate), bare(err))
 	case errors.As(err, &verify), errors.As(err, &invalid):

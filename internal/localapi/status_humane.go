@@ -142,7 +142,7 @@ func patchState(k KernelStatus) string {
 	const logs = ", check system logs with `journalctl -u livepatchd`"
 	switch k.Livepatch.State {
 	case livepatch.StateUnapplied:
-		return "⧗ live kernel patches are downloaded, but the kernel module is not yet inserted"
+		return "⧗ a live kernel patch is published but not loaded here yet: it waits for this machine's turn, or for the next check"
 	case livepatch.StateApplying:
 		return "⧗ patching the kernel"
 	case livepatch.StateApplied:

@@ -63,7 +63,7 @@ func (s *Store) CreateAccount(ctx context.Context, actor string, n api.NewAccoun
 		if added, err := res.RowsAffected(); err != nil || added == 0 {
 			return errors.Join(livepatch.Errorf(livepatch.CodeConflict, "there is an account %q already", a.Name), err)
 		}
-		return audit(ctx, tx, now, actor, "account.create", a.ID, fmt.Sprintf("%s, plan %s, %d machines", a.Name, a.Plan, a.Limit))
+		return audit(ctx, tx, now, actor, "account.create", a.ID, fmt.Sprintf("%s, plan %s, %s", a.Name, a.Plan, machines(a.Limit)))
 	})
 	return a, err
 }

@@ -45,7 +45,7 @@ func (s *Store) Enrol(ctx context.Context, r api.EnrolRequest) (api.EnrolRespons
 			return fmt.Errorf("find machine: %w", err)
 		}
 		if t.maxUses > 0 && t.uses >= t.maxUses {
-			return livepatch.Errorf(livepatch.CodeTokenUsed, "this token was made for %d machines and all of them are enrolled; ask for another token", t.maxUses)
+			return livepatch.Errorf(livepatch.CodeTokenUsed, "this token was made for %s, which enrolled already; ask for another token", machines(t.maxUses))
 		}
 		if a.Machines >= a.Limit {
 			return seatsTaken(ctx, tx, a)
@@ -54,6 +54,14 @@ func (s *Store) Enrol(ctx context.Context, r api.EnrolRequest) (api.EnrolRespons
 		return s.enrolNew(ctx, tx, answer, t, r)
 	})
 	return answer, created, err
+}
+
+// machines counts them in words.
+func machines(n int) string {
+	if n == 1 {
+		return "1 machine"
+	}
+	return fmt.Sprintf("%d machines", n)
 }
 
 // token is an account token as enrolment needs it.

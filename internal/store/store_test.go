@@ -125,7 +125,7 @@ func TestEnrolRefusals(t *testing.T) {
 		t.Error("the first enrolment of a machine is not told as new")
 	}
 	_, _, err = f.Enrol(ctx, enrolment(once, 2))
-	wantCode(t, err, livepatch.CodeTokenUsed, "1 machines")
+	wantCode(t, err, livepatch.CodeTokenUsed, "for 1 machine,")
 	_, created, err = f.Enrol(ctx, enrolment(once, 1))
 	must(t, err)
 	if created {
