@@ -66,7 +66,8 @@ func (r *Reader) First() (fingerprint, trusted string) {
 // Refresh brings the state up to date and returns the catalogue of kernel k.
 //
 // Nothing is believed that is expired at now, older than what was seen before, or
-// not signed; then the state stays as it was. CodeUnsupported is the stream's
+// not signed; then the state stays as it was, but for newer roots that were
+// verified: they are kept at once. CodeUnsupported is the stream's
 // signed word that k is not covered; the state is brought up to date with it.
 func (r *Reader) Refresh(ctx context.Context, f Fetcher, k livepatch.KernelTarget, now time.Time) (*livepatch.Catalogue, error) {
 	if err := k.Validate(); err != nil {
@@ -74,11 +75,10 @@ func (r *Reader) Refresh(ctx context.Context, f Fetcher, k livepatch.KernelTarge
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	w, err := newWalk(r.state.Root, now)
+	w, next, err := r.begin(now)
 	if err != nil {
-		return nil, tufError("root.json", err)
+		return nil, err
 	}
-	next := r.state
 	cat, err := w.follow(ctx, f, &next, k)
 	if err != nil && livepatch.CodeOf(err) != livepatch.CodeUnsupported {
 		return nil, w.explainClock(err)
@@ -90,6 +90,28 @@ func (r *Reader) Refresh(ctx context.Context, f Fetcher, k livepatch.KernelTarge
 		r.state = next
 	}
 	return cat, err
+}
+
+// begin starts a walk from the newest root that was verified, and returns it with
+// the state that it brings up to date.
+func (r *Reader) begin(now time.Time) (*walk, state, error) {
+	next := r.state
+	next.Root, next.Ahead = r.state.newest(), nil
+	w, err := newWalk(next.Root, now)
+	if err != nil {
+		return nil, state{}, tufError("root.json", err)
+	}
+	w.changed = r.state.Ahead != nil
+	w.rooted = func(root []byte) error {
+		kept := r.state
+		kept.Ahead = root
+		if err := kept.save(r.dir); err != nil {
+			return err
+		}
+		r.state = kept
+		return nil
+	}
+	return w, next, nil
 }
 
 // Cached returns the catalogue of kernel k as it was when last refreshed, without

@@ -21,7 +21,11 @@ type state struct {
 	First   string `json:"first"`
 	Trusted string `json:"trusted"`
 
-	Root      []byte `json:"root"`
+	Root []byte `json:"root"`
+	// Ahead is a newer root, verified by a check that did not come to its end; nil
+	// for none. The next check begins with it, so that keys it revokes are never
+	// believed again. What is kept was signed under Root and verifies with that.
+	Ahead     []byte `json:"ahead,omitempty"`
 	Timestamp []byte `json:"timestamp,omitempty"`
 	// ETag names Timestamp on the server.
 	ETag     string `json:"etag,omitempty"`
@@ -50,6 +54,14 @@ func loadState(dir string) (state, error) {
 		return s, livepatch.Errorf(livepatch.CodeDisk, "%s is damaged; enable this machine again to begin a new one", filepath.Join(dir, stateFile))
 	}
 	return s, nil
+}
+
+// newest is the root to begin a check with.
+func (s state) newest() []byte {
+	if s.Ahead != nil {
+		return s.Ahead
+	}
+	return s.Root
 }
 
 // save replaces the state on disk, synced.

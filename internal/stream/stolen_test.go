@@ -1,6 +1,8 @@
 package stream_test
 
 import (
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -101,6 +103,56 @@ func TestStolenServer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestNewRootIsKeptAtOnce: the server's keys are stolen and replaced. A check that is
+// cut off right after the new root has come to know it for good: the thief, who
+// hides that root from the next check, is not believed, and what was kept is good
+// for a boot until a check works again.
+func TestNewRootIsKeptAtOnce(t *testing.T) {
+	t.Parallel()
+	repo := streamtest.New(t)
+	k := kernel()
+	repo.Publish(k, []byte("a module"))
+	dir := t.TempDir()
+	root, err := stream.FetchFirstRoot(t.Context(), repo.Fetcher())
+	must(t, err)
+	reader, err := stream.Trust(dir, root, "", "tls")
+	must(t, err)
+	_, err = reader.Refresh(t.Context(), repo.Fetcher(), k.Target(), repo.Time)
+	must(t, err)
+	now := map[string][]byte{}
+	_, err = repo.Reader().Refresh(t.Context(), &server{Fetcher: repo.Fetcher(), answer: record(now)}, k.Target(), repo.Time)
+	must(t, err)
+	thief := stolen{repo, map[string][]byte{}}
+	thief.seal(t, now, func(map[string]any) {})
+
+	fresh, err := stream.GenerateOnlineKeys(rand.Reader)
+	must(t, err)
+	repo.Publisher.Spare = []stream.OnlineKeys{fresh}
+	repo.Accept(rotated(t, repo, func(s *stream.KeySet) { s.Online = fresh.Public() }))
+	cut := errors.New("connection reset")
+	_, err = reader.Refresh(t.Context(), &cutting{Fetcher: repo.Fetcher(), after: 1, err: cut}, k.Target(), repo.Time)
+	if !errors.Is(err, cut) {
+		t.Fatalf("the check was not cut off: %v", err)
+	}
+
+	reader, err = stream.Open(dir)
+	must(t, err)
+	_, err = reader.Cached(k.Target())
+	must(t, err)
+	hidden := &server{Fetcher: overlay{repo.Fetcher(), thief.files}, answer: func(name string, b []byte) []byte {
+		if strings.HasSuffix(name, "root.json") {
+			return nil
+		}
+		return b
+	}}
+	_, err = reader.Refresh(t.Context(), hidden, k.Target(), repo.Time)
+	wantCode(t, err, livepatch.CodeMetadata, livepatch.CodeTampered)
+	_, err = reader.Refresh(t.Context(), repo.Fetcher(), k.Target(), repo.Time)
+	must(t, err)
+	_, err = reader.Cached(k.Target())
+	must(t, err)
 }
 
 // version reads the number in "metadata/3.kernels-2a.json".

@@ -28,11 +28,10 @@ type View struct {
 func (r *Reader) View(ctx context.Context, f Fetcher, kernels ...livepatch.KernelTarget) (*View, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	w, err := newWalk(r.state.Root, time.Time{})
+	w, next, err := r.begin(time.Time{})
 	if err != nil {
-		return nil, tufError("root.json", err)
+		return nil, err
 	}
-	next := r.state
 	// Operators keep no bins: they read the current ones each time.
 	next.Kernels = nil
 	if err := w.followTop(ctx, f, &next); err != nil {

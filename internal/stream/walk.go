@@ -28,6 +28,8 @@ type walk struct {
 	date time.Time
 	// changed tells that the state is not what it was.
 	changed bool
+	// rooted is called with every newer root as soon as it is verified; may be nil.
+	rooted func(root []byte) error
 }
 
 // newWalk starts from a root that is trusted already; it must be signed by its own
@@ -169,6 +171,11 @@ func (w *walk) followRoot(ctx context.Context, f Fetcher, s *state) error {
 			return tufError(name, err)
 		}
 		s.Root, w.changed = b, true
+		if w.rooted != nil {
+			if err := w.rooted(b); err != nil {
+				return err
+			}
+		}
 	}
 	return livepatch.Errorf(livepatch.CodeMetadata, "the server offers more than %d new roots; it is not believed", maxRoots)
 }
