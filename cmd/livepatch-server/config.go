@@ -13,7 +13,8 @@ func (p *program) showConfig() *cobra.Command {
 		Long: `Print the settings that serve would run with, in the form of the file they can be
 set in. Later ones win: defaults, DATA/server.yaml, the file of --config, the
 environment (` + envPrefix + `LISTEN and so on), flags.`,
-		Args: cobra.NoArgs,
+		Example: "  livepatch-server config --data /var/lib/livepatch-server",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := p.settings(c)
 			if err != nil {

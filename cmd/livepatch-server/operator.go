@@ -33,19 +33,26 @@ func (p *program) operator() *cobra.Command {
 name the audit log shows, and replace one that was lost or leaked. This works on
 the data folder itself, whether the server runs or not, so that nobody can lock
 themselves out.`,
+		Example: `  livepatch-server operator create ann --data /var/lib/livepatch-server
+
+  # Lost or leaked: end it and make another
+  livepatch-server operator remove ann --data /var/lib/livepatch-server
+  livepatch-server operator create ann --data /var/lib/livepatch-server`,
 	}
 	create := &cobra.Command{
-		Use:   "create NAME",
-		Short: "Make an operator and print the credential, this once",
-		Args:  cobra.ExactArgs(1),
+		Use:     "create NAME",
+		Short:   "Make an operator and print the credential, this once",
+		Example: "  livepatch-server operator create ann --data /var/lib/livepatch-server",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return p.withStore(c.Context(), "create operator", func(db *store.Store) error { return p.createOperator(c.Context(), db, args[0]) })
 		},
 	}
 	remove := &cobra.Command{
-		Use:   "remove NAME",
-		Short: "End an operator's credential",
-		Args:  cobra.ExactArgs(1),
+		Use:     "remove NAME",
+		Short:   "End an operator's credential",
+		Example: "  livepatch-server operator remove ann --data /var/lib/livepatch-server",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return p.withStore(c.Context(), "remove operator", func(db *store.Store) error {
 				if err := db.RemoveOperator(c.Context(), "data folder", args[0]); err != nil {
@@ -56,9 +63,10 @@ themselves out.`,
 		},
 	}
 	list := &cobra.Command{
-		Use:   "list",
-		Short: "List the operators",
-		Args:  cobra.NoArgs,
+		Use:     "list",
+		Short:   "List the operators",
+		Example: "  livepatch-server operator list --data /var/lib/livepatch-server",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return p.withStore(c.Context(), "list operators", func(db *store.Store) error { return p.listOperators(c.Context(), db) })
 		},

@@ -34,6 +34,11 @@ func (p *program) serve() *cobra.Command {
 		Long: `Serve machines and operators until SIGTERM or SIGINT. Settings are read from, later
 ones win: DATA/server.yaml, the file of --config, the environment (` + envPrefix + `LISTEN
 and so on), flags.`,
+		Example: `  # As the packaged service does
+  livepatch-server serve --data /var/lib/livepatch-server
+
+  # To look at it on this host only
+  livepatch-server serve --data ./data --listen 127.0.0.1:8443 --log-level debug`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := p.settings(c)

@@ -17,7 +17,7 @@ import (
 const statusPatience = 30 * time.Second
 
 func (p *program) status() *cobra.Command {
-	var verbose bool
+	var verbose, asJSON bool
 	var format string
 	c := &cobra.Command{
 		Use:   "status",
@@ -39,6 +39,12 @@ the machine is enabled, whatever its state; 1 when it is not.`,
 %[1]s status --format json | jq -r '.Status[0].Livepatch.State'`),
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if asJSON && format != "" && format != "json" {
+				return cli.Usagef(c, "--json and --format %s are two formats: choose one", format)
+			}
+			if asJSON {
+				format = "json"
+			}
 			write, err := p.statusWriter(c, format, verbose)
 			if err != nil {
 				return err
@@ -48,6 +54,7 @@ the machine is enabled, whatever its state; 1 when it is not.`,
 	}
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "describe every fix")
 	c.Flags().StringVar(&format, "format", "", "humane, json or yaml (default: humane on a terminal, else yaml)")
+	c.Flags().BoolVar(&asJSON, "json", false, "the same as --format json")
 	formats(c, "humane", "json", "yaml")
 	return c
 }
