@@ -85,6 +85,9 @@ func (a *Agent) apply(ctx context.Context, t attempt) error {
 // to when an attempt fails; nil when nothing of ours runs.
 func (a *Agent) proven() *journal {
 	j := a.journal
+	if j != nil && j.BootID == a.facts.BootID && j.Phase == phaseLoading {
+		return j.Before // the daemon died before the kernel had it
+	}
 	if a.leaving() || j != nil && j.BootID == a.facts.BootID && (j.Phase == phaseSoaking || j.Phase == phaseHealthy) {
 		return j
 	}

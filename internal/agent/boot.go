@@ -128,7 +128,11 @@ func (a *Agent) accuse(ctx context.Context, why string, crashes []kernel.CrashRe
 		return // the journal stays and accuses again at the next start
 	}
 	a.o.Crash("guard:accused")
-	if err := a.saveJournal(nil); err != nil {
+	var runs *journal
+	if j.BootID == a.facts.BootID {
+		runs = j.Before
+	}
+	if err := a.saveJournal(runs); err != nil {
 		a.note(areaDisk, err)
 	}
 }

@@ -53,6 +53,7 @@ func (a *Agent) check(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
+		a.abandon(s)
 		if s.patch != nil {
 			tried = append(tried, s.patch.Version)
 		}
@@ -245,6 +246,20 @@ func (a *Agent) decide(grant *livepatch.Grant) (step, error) {
 		return step{}, err
 	}
 	return plan(in), nil
+}
+
+// abandon clears the journal of an attempt that never reached the kernel, because the
+// daemon died before, when the decision is not to make it again: left over, it would
+// accuse the patch of a power cut that it had no part in.
+func (a *Agent) abandon(s step) {
+	j := a.journal
+	if j == nil || j.Phase != phaseLoading || j.BootID != a.facts.BootID || a.o.Kernel.HasModule(j.Module) {
+		return
+	}
+	if s.kind == stepApply && s.patch.Version == j.Version {
+		return // apply counts the tries
+	}
+	a.note(areaDisk, a.saveJournal(j.Before))
 }
 
 // act does what was decided. Its error is reported and noted already.

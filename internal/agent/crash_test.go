@@ -115,6 +115,52 @@ func TestPowerCutDuringLoad(t *testing.T) {
 	}
 }
 
+// TestGivenUpAttemptAccusesNobody: the daemon dies before the kernel has the patch,
+// and the server does not grant it again. A power cut later is not its fault.
+func TestGivenUpAttemptAccusesNobody(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.enable()
+	b.publish(1)
+	if !b.killAt("apply:journalled", func() { b.refresh() }) {
+		t.Fatal("the point was not reached")
+	}
+	b.boot()
+	b.srv.give(nil)
+	b.refresh()
+	b.kern.Reboot()
+	b.boot()
+	if len(b.a.memory.Suspects) != 0 {
+		t.Errorf("suspects are %v", b.a.memory.Suspects)
+	}
+	b.srv.offer(version(1))
+	b.refresh()
+	b.wantRunning(moduleName(1))
+}
+
+// TestGivenUpAttemptLeavesTheGuardOfWhatRuns: the same, while 1.1 soaks.
+func TestGivenUpAttemptLeavesTheGuardOfWhatRuns(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.enable()
+	b.publish(1)
+	b.refresh()
+	b.publish(2)
+	if !b.killAt("apply:journalled", func() { b.refresh() }) {
+		t.Fatal("the point was not reached")
+	}
+	b.boot()
+	b.srv.give(nil)
+	b.refresh()
+	if j := b.a.journal; j == nil || j.Version != version(1) || j.Phase != phaseSoaking {
+		t.Fatalf("the journal says %+v, want 1.1 to soak", j)
+	}
+	b.kern.Crash("two_show+0x5")
+	b.boot()
+	b.wantRunning()
+	b.wantProblem(livepatch.CodeSuspect, "livepatch 1.1")
+}
+
 func TestKilledWhileAccusing(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
