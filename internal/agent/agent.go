@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -191,7 +192,7 @@ func (a *Agent) readState() error {
 	if ok {
 		a.identity = &id
 	}
-	if _, err := a.dir.readJSON(stateFile, &a.memory); err != nil {
+	if err := a.readMemory(); err != nil {
 		return err
 	}
 	var j journal
@@ -201,6 +202,22 @@ func (a *Agent) readState() error {
 	if ok {
 		a.journal = &j
 	}
+	return nil
+}
+
+// readMemory begins with an empty memory when the kept one is damaged. Nothing is
+// loaded at boot then; the server, which was told of the suspects, decides.
+func (a *Agent) readMemory() error {
+	_, err := a.dir.readJSON(stateFile, &a.memory)
+	if !errors.Is(err, errDamaged) {
+		return err
+	}
+	a.memory = memory{}
+	aside, err := a.dir.setAside(stateFile)
+	if err != nil {
+		return err
+	}
+	a.note(areaState, livepatch.Errorf(livepatch.CodeDisk, "%s was damaged and is now %s: what was remembered on this machine is lost, its suspects too, and livepatchd began anew; look at the disk, then run 'livepatch refresh'", a.dir.file(stateFile), aside))
 	return nil
 }
 

@@ -172,9 +172,22 @@ func (d *dir) readJSON(name string, v any) (ok bool, err error) {
 		return false, diskError(d.file(name), err)
 	}
 	if err := json.Unmarshal(b, v); err != nil {
-		return false, livepatch.Errorf(livepatch.CodeDisk, "%s is damaged; remove it and restart livepatchd: %w", d.file(name), err)
+		return false, livepatch.Errorf(livepatch.CodeDisk, "%s is damaged; remove it and restart livepatchd: %w", d.file(name), errors.Join(errDamaged, err))
 	}
 	return true, nil
+}
+
+// errDamaged is in the chain of the error about a file that does not parse.
+var errDamaged = errors.New("not what livepatchd writes")
+
+// setAside keeps a damaged file under another name, for people, and returns its path.
+// One that was set aside before is replaced.
+func (d *dir) setAside(name string) (string, error) {
+	aside := d.file(name + ".damaged")
+	if err := errors.Join(os.Rename(d.file(name), aside), d.sync(filepath.Dir(name))); err != nil {
+		return "", diskError(d.file(name), err)
+	}
+	return aside, nil
 }
 
 // diskError says what to do about the disk.

@@ -23,6 +23,7 @@ const (
 	areaClock   area = "7 clock"
 	areaDisk    area = "8 disk"
 	areaHeld    area = "9 held"
+	areaState   area = "9 state"
 )
 
 // problems are what went wrong and is not mended yet, by area.

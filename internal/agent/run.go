@@ -205,6 +205,7 @@ func (a *Agent) refresh(ctx context.Context, r localapi.RefreshRequest) (localap
 	}
 	a.memory.Held = false
 	a.note(areaHeld, nil)
+	a.note(areaState, nil)
 	if r.RetrySuspect {
 		a.memory.Suspects, a.memory.Downs = nil, downs{}
 		a.noteSuspects()

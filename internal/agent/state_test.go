@@ -30,11 +30,37 @@ func TestQueueOfReportsIsBounded(t *testing.T) {
 
 func TestDamagedStateIsNamed(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{identityFile, stateFile, journalFile} {
+	for _, name := range []string{identityFile, journalFile} {
 		b := newBench(t)
 		b.ok(os.WriteFile(b.a.dir.file(name), []byte("{\"a\":"), 0o600))
 		_, err := New(b.o)
 		wantError(t, err, livepatch.CodeDisk, name+" is damaged")
+	}
+}
+
+// TestDamagedMemoryIsSetAside: the daemon works on, says so until somebody has seen
+// it, and keeps the file.
+func TestDamagedMemoryIsSetAside(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.enable()
+	b.publish(1)
+	b.refresh()
+	damaged := []byte("{\"suspects\":[{\"version\":\"9.1\"}],")
+	b.ok(os.WriteFile(b.a.dir.file(stateFile), damaged, 0o600))
+	b.orderly()
+	b.boot()
+	b.wantRunning()
+	b.wantProblem(livepatch.CodeDisk, "state.json was damaged")
+	kept, err := os.ReadFile(b.a.dir.file(stateFile + ".damaged"))
+	if err != nil || string(kept) != string(damaged) {
+		t.Errorf("kept is %q, %v", kept, err)
+	}
+	b.srv.offer(version(1))
+	b.refresh()
+	b.wantRunning(moduleName(1))
+	if p := b.status().Problems; len(p) != 0 {
+		t.Errorf("problems %v", p)
 	}
 }
 
