@@ -173,7 +173,7 @@ func decideOne(m Machine, c *Candidate, now time.Time) Decision {
 		return answer(Wait, "%s", because(fmt.Sprintf("Rollouts are frozen until %s", until.UTC().Format("2006-01-02 15:04 UTC")), reason))
 	}
 	if limit := r.PendingLimit(c.Progress, now); limit >= 0 && c.Progress.Pending >= limit {
-		return answer(Wait, "Livepatch %s is being tried on %d machines; this one follows when they have reported.", r.Version, c.Progress.Pending)
+		return answer(Wait, "Livepatch %s is being tried elsewhere (machines that have not reported yet: %d); this one follows.", r.Version, c.Progress.Pending)
 	}
 	return Decision{Answer: Grant, Version: r.Version, Rollout: r.ID, Expires: now.Add(GrantTTL),
 		Reason: "It is this machine's turn in " + string(r.CurrentStage().Tier) + "."}
