@@ -115,8 +115,8 @@ const (
 // with one can be compared with them.
 type Report struct {
 	// ID makes a report idempotent: random hex, made once by the machine.
-	ID      string     `json:"id"`
-	Kind    ReportKind `json:"kind"`
+	ID   string     `json:"id"`
+	Kind ReportKind `json:"kind"`
 	// Version is that of the livepatch that it is about; zero when none was loaded.
 	Version Version `json:"version"`
 	// Module is the name of the module it is about; empty when there was none.

@@ -63,8 +63,8 @@ func loadedOurs(f store.Facts) *livepatch.Livepatch {
 }
 
 // suspected tells whether version v crashed this machine. That counts until a person
-// there asks for it all the same. What
-// a machine accuses, and what it only reports, its boot guard decides.
+// there asks for it all the same. What a machine accuses, and what it only reports,
+// its boot guard decides.
 func suspected(f store.Facts, v livepatch.Version) bool {
 	return !f.RetrySuspect && slices.ContainsFunc(f.Attempts, func(a store.Attempt) bool {
 		return a.Version == v && (a.Kind == livepatch.ReportRebooted && a.Code == livepatch.CodeSuspect || a.Kind == livepatch.ReportOopsed)
