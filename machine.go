@@ -141,6 +141,20 @@ type Report struct {
 	At     time.Time `json:"at"`
 	// TransitionMillis is how long the transition took; 0 when it did not end.
 	TransitionMillis int64 `json:"transition_ms,omitempty"`
+	// Vitals are memory and load when the load ended or the health was looked at;
+	// nil in other reports.
+	Vitals *Vitals `json:"vitals,omitempty"`
+}
+
+// Vitals are a machine's memory and load. Zero is "not known".
+type Vitals struct {
+	// MemTotal, MemAvailable and KernelMemory (what the kernel cannot give back)
+	// are in bytes.
+	MemTotal     int64 `json:"mem_total,omitempty"`
+	MemAvailable int64 `json:"mem_available,omitempty"`
+	KernelMemory int64 `json:"kernel_memory,omitempty"`
+	// Load1 is the load average of the last minute.
+	Load1 float64 `json:"load1,omitempty"`
 }
 
 // MaxEvidence bounds Report.Evidence, in bytes.

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"livepatch"
 	"livepatch/internal/api"
 	"livepatch/internal/cli"
 )
@@ -114,7 +117,8 @@ func (p *program) writeMachine(m api.Machine) error {
 	}
 	reports := cli.NewTable("at", "report", "livepatch", "detail")
 	for _, r := range m.Reports {
-		reports.Row(cli.Time(r.At), string(r.Kind), r.Version.String(), strings.TrimSpace(r.Detail+" "+r.Signature))
+		said := slices.DeleteFunc([]string{strings.TrimSpace(r.Detail + " " + r.Signature), vitals(r.Vitals)}, func(s string) bool { return s == "" })
+		reports.Row(cli.Time(r.At), string(r.Kind), r.Version.String(), strings.Join(said, "; "))
 	}
 	if err := reports.Write(p.s); err != nil {
 		return err
@@ -147,4 +151,12 @@ func (p *program) machineRemove() *cobra.Command {
 			})
 		},
 	}
+}
+
+// vitals is what a report says of memory and load; empty when it says nothing.
+func vitals(v *livepatch.Vitals) string {
+	if v == nil || v.MemTotal == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s of %s available, load %.2f", cli.Bytes(v.MemAvailable), cli.Bytes(v.MemTotal), v.Load1)
 }

@@ -202,7 +202,7 @@ func (a *Agent) finish(ctx context.Context) error {
 	}
 	a.memory.Modules[j.Module] = j.Version
 	a.memory.Boot = &bootPatch{Kernel: j.Kernel, Version: j.Version, Module: j.Module}
-	a.report(livepatch.Report{Kind: livepatch.ReportApplied, TransitionMillis: max(1, t.Duration.Milliseconds())})
+	a.report(livepatch.Report{Kind: livepatch.ReportApplied, TransitionMillis: max(1, t.Duration.Milliseconds()), Vitals: a.o.Kernel.Vitals()})
 	// A full disk is noted; the patch is in force all the same.
 	_ = a.saveMemory()
 	a.o.Crash("apply:remembered")

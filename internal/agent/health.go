@@ -53,7 +53,7 @@ func (a *Agent) health(now time.Time) (news bool) {
 	last := j.Checks >= len(healthTimes(a.settings.duration("soak-time")))
 	a.o.Log.Info("health", "version", j.Version, "check", j.Checks, "found", string(e.Kind), "signature", e.Signature)
 	if e.Kind == livepatch.ReportHealthy || e.Kind != j.Found {
-		a.report(livepatch.Report{Kind: e.Kind, Signature: e.Signature, Evidence: clip(e.Text), Detail: a.finding(e)})
+		a.report(livepatch.Report{Kind: e.Kind, Signature: e.Signature, Evidence: clip(e.Text), Detail: a.finding(e), Vitals: a.o.Kernel.Vitals()})
 	}
 	if e.Kind != livepatch.ReportHealthy {
 		j.Found = e.Kind

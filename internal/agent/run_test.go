@@ -149,6 +149,7 @@ func TestSoakEndsHealthy(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
+		b.kern.Set("proc/meminfo", "MemTotal: 2048 kB\nMemAvailable: 1024 kB\n")
 		b.enable()
 		b.publish(1)
 		b.running()
@@ -160,6 +161,11 @@ func TestSoakEndsHealthy(t *testing.T) {
 		}
 		if b.a.journal.Phase != phaseHealthy {
 			t.Errorf("the journal says %s after the soak", b.a.journal.Phase)
+		}
+		for _, r := range b.srv.reports {
+			if r.Vitals == nil || r.Vitals.MemAvailable != 1<<20 {
+				t.Errorf("the report %s says nothing of the memory: %+v", r.Kind, r.Vitals)
+			}
 		}
 	})
 }
