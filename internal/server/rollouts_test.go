@@ -486,7 +486,7 @@ func TestWaitingMachineIsWokenWhenAGrantIsFree(t *testing.T) {
 	f.report(first, livepatch.ReportApplied, one.Version, "")
 	f.checkIn(first)
 	events := f.listen(second)
-	if out := f.checkIn(second); out.Grant != nil || !strings.Contains(out.Reason, "1 machines") {
+	if out := f.checkIn(second); out.Grant != nil || !strings.Contains(out.Reason, "have not reported yet: 1") {
 		t.Errorf("the second machine is told %+v", out)
 	}
 	must(t, f.JudgeRollouts(t.Context()))
